@@ -1,0 +1,73 @@
+"""The table of network families: how to build each from its configuration, and how to name it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mednext_edge.errors import CheckpointError, MednextEdgeError
+from mednext_edge.models.config import MedNeXtConfig
+from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.registry import Registry
+from mednext_edge.task import ModelSpec
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of network.
+
+    Attributes:
+        build: network from the `config` of a ModelSpec; random weights.
+        describe: the ModelSpec of a network of this family.
+        divisor: what every spatial size of the input must be a multiple of.
+    """
+
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    describe: Callable[[nn.Module], ModelSpec]
+    divisor: Callable[[ModelSpec], int]
+
+
+FAMILIES: Registry[Family] = Registry("model family")
+
+
+def describe_mednext(net: nn.Module) -> ModelSpec:
+    """ModelSpec of a MedNeXt; `parameters` counts what the checkpoint of its configuration holds."""
+    assert isinstance(net, MedNeXt)
+    config = net.config
+    return ModelSpec(
+        family="mednext",
+        variant=config.variant,
+        kernel_size=config.encoder_kernel,
+        spatial_dims=3 if config.spatial_dims == 3 else 2,
+        in_channels=config.in_channels,
+        classes=config.classes,
+        parameters=sum(p.numel() for p in net.parameters()),
+        config=config.to_dict(),
+    )
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The network of a ModelSpec, with random weights.
+
+    Raises:
+        UnknownNameError: no such family.
+        CheckpointError: the configuration is not one of this family.
+    """
+    family = FAMILIES[spec.family]
+    try:
+        return family.build(spec.config)
+    except (TypeError, ValueError, MednextEdgeError) as error:
+        raise CheckpointError(f"the configuration of this `{spec.family}` cannot be built: {error}") from error
+
+
+FAMILIES.add(
+    "mednext",
+    Family(
+        build=lambda config: MedNeXt(MedNeXtConfig(**config)),
+        describe=describe_mednext,
+        divisor=lambda spec: MedNeXtConfig(**spec.config).divisor,
+    ),
+)

@@ -1,0 +1,36 @@
+"""A network with its weights and its task: what every checkpoint reader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mednext_edge.task import Frozen, Task
+
+
+class Source(Frozen):
+    """Where the weights came from: the format's name, the file's name (no path), the file's digest."""
+
+    format: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Weights in a network, in eval mode, with the task they were trained for.
+
+    Attributes:
+        net: [N, C, *spatial] -> logits [N, classes, *spatial]; returns a list only while training.
+        task: network, preprocessing, sliding window, labels.
+        source: origin of the weights.
+        notes: what the file did not say and how it was inferred, for `inspect`.
+        rewrites: names of the exact rewrites applied, in order; empty for the training form.
+    """
+
+    net: nn.Module
+    task: Task
+    source: Source
+    notes: tuple[str, ...] = ()
+    rewrites: tuple[str, ...] = ()

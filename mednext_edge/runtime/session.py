@@ -1,0 +1,57 @@
+"""The one call that every engine answers: patches in, logits out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mednext_edge.errors import DataError
+from mednext_edge.task import Task
+
+Array = NDArray[np.float32]
+
+
+class Session(ABC):
+    """A network ready to run on one device.
+
+    Attributes:
+        task: what the network is for.
+        provider: name and version of the engine, such as `openvino 2026.4.1`.
+        precision: the precision that was asked for, such as `int8`.
+        patch: spatial size the engine was compiled for; None takes any multiple of the network's divisor.
+    """
+
+    task: Task
+    provider: str
+    precision: str
+    patch: tuple[int, ...] | None
+
+    def run(self, x: Array) -> Array:
+        """[N, C, *patch] float32 -> logits [N, classes, *patch] float32.
+
+        Raises:
+            DataError: the shape is not one that this session takes.
+        """
+        dims = self.task.model.spatial_dims
+        if x.ndim != dims + 2 or x.shape[1] != self.task.model.in_channels:
+            raise DataError(
+                f"found an input of shape {x.shape}; expected [N, {self.task.model.in_channels}, {dims} spatial axes]"
+            )
+        if self.patch is not None and x.shape[2:] != self.patch:
+            raise DataError(f"found a patch of {x.shape[2:]}; this engine was compiled for {self.patch}")
+        return self._run(np.ascontiguousarray(x, dtype=np.float32))
+
+    @abstractmethod
+    def _run(self, x: Array) -> Array: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engine; the session is of no use afterwards."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

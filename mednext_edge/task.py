@@ -1,0 +1,110 @@
+"""What a set of weights is for, as data: the network, how images become its input, what its output means.
+
+A `Task` travels unchanged from the checkpoint through every bundle to the device. All spatial tuples
+are in array order, which is (z, y, x) of the NIfTI grid as nnU-Net reads it; 2-D tasks have (y, x).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """Base of all schemas: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Frozen):
+    """Which network; `config` is the full configuration that the family's builder takes."""
+
+    family: str
+    variant: str
+    kernel_size: int
+    spatial_dims: Literal[2, 3]
+    in_channels: int = Field(ge=1)
+    classes: int = Field(ge=1)
+    parameters: int = Field(ge=0)
+    config: dict[str, Any]
+
+
+class Normalization(Frozen):
+    """How one channel's intensities become the network's input.
+
+    `zscore`: (x - mean) / sd over the image, or over its non-zero mask with `masked`.
+    `ct`: clip to [lower, upper], then (x - mean) / sd with the stored foreground statistics.
+    `rescale`: linear to 0..1 over the image. `none`: as it is.
+    """
+
+    scheme: Literal["zscore", "ct", "rescale", "none"] = "zscore"
+    masked: bool = False
+    mean: float = 0.0
+    sd: float = Field(default=1.0, gt=0)
+    lower: float = float("-inf")
+    upper: float = float("inf")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Preprocessing(Frozen):
+    """nnU-Net's recipe from file to network input, in this order.
+
+    Attributes:
+        orientation: axis codes of the file's (x, y, z) axes to turn the image to first, such as
+            `RAS`; None keeps the stored axes, as nnU-Net does.
+        transpose: permutation of the (z, y, x) axes.
+        crop_nonzero: cut to the bounding box of the voxels that are non-zero in any channel.
+        normalization: one entry a channel.
+        spacing: target voxel size in mm, after `transpose`; None keeps the image's own.
+        image_order, label_order: spline orders of the resampling.
+        anisotropy_threshold: ratio of largest to smallest spacing above which the coarse axis is
+            resampled apart, with nearest neighbours (nnU-Net: 3).
+    """
+
+    orientation: str | None = None
+    transpose: tuple[int, ...] = (0, 1, 2)
+    crop_nonzero: bool = True
+    normalization: tuple[Normalization, ...] = (Normalization(),)
+    spacing: tuple[float, ...] | None = None
+    image_order: int = Field(default=3, ge=0, le=5)
+    label_order: int = Field(default=1, ge=0, le=5)
+    anisotropy_threshold: float = 3.0
+
+
+class Inference(Frozen):
+    """The sliding window: patch, step as a fraction of the patch, mirror axes, what is averaged.
+
+    `average="softmax"` is nnU-Net v1, `"logits"` is v2. `mirror_axes` are spatial axes, 0-based;
+    they are used only when test-time augmentation is asked for.
+    """
+
+    patch: tuple[int, ...]
+    step: float = Field(default=0.5, gt=0, le=1)
+    mirror_axes: tuple[int, ...] = ()
+    average: Literal["softmax", "logits"] = "softmax"
+
+
+class Task(Frozen):
+    """A network with everything needed to use it on an image."""
+
+    name: str
+    model: ModelSpec
+    preprocessing: Preprocessing
+    inference: Inference
+    labels: dict[str, int]
+    """Name to value; `background` is 0, values are 0..classes-1 without gaps."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        dims = self.model.spatial_dims
+        if len(self.inference.patch) != dims:
+            raise ValueError(f"patch {self.inference.patch} does not have {dims} axes")
+        if len(self.preprocessing.normalization) != self.model.in_channels:
+            raise ValueError(
+                f"{len(self.preprocessing.normalization)} normalisations for {self.model.in_channels} channels"
+            )
+        if sorted(self.labels.values()) != list(range(self.model.classes)):
+            raise ValueError(f"labels {self.labels} do not number {self.model.classes} classes from 0")
+        return self
