@@ -45,7 +45,7 @@ class Normalization(Frozen):
     lower: float = float("-inf")
     upper: float = float("inf")
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Preprocessing(Frozen):
