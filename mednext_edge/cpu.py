@@ -1,0 +1,68 @@
+"""What this processor can do for INT8 and BF16 convolutions, asked of the native library in csrc/."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from mednext_edge.errors import MednextEdgeError
+
+LIBRARY = {"win32": "mednext_cpu.dll", "darwin": "libmednext_cpu.dylib"}.get(sys.platform, "libmednext_cpu.so")
+
+# The order of the bits in csrc/include/mednext_cpu.h.
+FEATURES = (
+    "avx2",
+    "avx512",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "avx512_fp16",
+)
+
+
+def library_path() -> Path:
+    """Where the native library was installed: beside this file in a wheel, in site-packages for an editable install.
+
+    Raises:
+        MednextEdgeError: it is in neither place.
+    """
+    candidates = [Path(__file__).parent / "lib" / LIBRARY]
+    try:
+        installed = metadata.files("mednext-edge") or []
+    except metadata.PackageNotFoundError:
+        installed = []
+    candidates += [Path(str(file.locate())) for file in installed if file.name == LIBRARY]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise MednextEdgeError(
+        f"the native library {LIBRARY} is not installed (looked at {', '.join(map(str, candidates))}); "
+        "reinstall the package, in a clone with `pip install --force-reinstall --no-deps -e .`"
+    )
+
+
+@functools.cache
+def _load() -> ctypes.CDLL:
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+        library.mednext_cpu_features.restype = ctypes.c_uint32
+        library.mednext_cpu_features.argtypes = []
+    except (OSError, AttributeError) as error:
+        raise MednextEdgeError(f"{path} cannot be used ({error}); reinstall mednext-edge on this machine") from error
+    return library
+
+
+def features() -> tuple[str, ...]:
+    """Names out of `FEATURES` that both the processor and the operating system support; empty when not x86-64.
+
+    Raises:
+        MednextEdgeError: the native library is missing or broken.
+    """
+    mask = int(_load().mednext_cpu_features())
+    return tuple(name for bit, name in enumerate(FEATURES) if mask >> bit & 1)
