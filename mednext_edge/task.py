@@ -57,6 +57,8 @@ class Preprocessing(Frozen):
         transpose: permutation of the (z, y, x) axes.
         crop_nonzero: cut to the bounding box of the voxels that are non-zero in any channel.
         normalization: one entry a channel.
+        normalize_after_resampling: nnU-Net v1 normalises the resampled image (True), v2 resamples the
+            normalised one (False).
         spacing: target voxel size in mm, after `transpose`; None keeps the image's own.
         image_order, label_order: spline orders of the resampling.
         anisotropy_threshold: ratio of largest to smallest spacing above which the coarse axis is
@@ -67,6 +69,7 @@ class Preprocessing(Frozen):
     transpose: tuple[int, ...] = (0, 1, 2)
     crop_nonzero: bool = True
     normalization: tuple[Normalization, ...] = (Normalization(),)
+    normalize_after_resampling: bool = False
     spacing: tuple[float, ...] | None = None
     image_order: int = Field(default=3, ge=0, le=5)
     label_order: int = Field(default=1, ge=0, le=5)

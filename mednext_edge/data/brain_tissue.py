@@ -8,10 +8,10 @@ The template is left-right symmetric, so that its hemispheres are mirror copies;
 posterior half, for training, and the anterior half, for validation.
 
 Source: V. Fonov, A. Evans, K. Botteron, C. Almli, R. McKinstry, D. Collins, "Unbiased average age-appropriate
-atlases for pediatric studies", NeuroImage 54 (2011). Licence, as distributed with the template: Copyright (C)
-1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University;
-permission to use, copy, modify and distribute for any purpose and without fee is granted, provided that this
-notice appears in all copies; no warranty.
+atlases for pediatric studies", NeuroImage 54 (2011). Licence: nilearn states none of its own for these files;
+the template is distributed with the notice "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging
+Centre, Montreal Neurological Institute, McGill University", which permits to use, copy, modify and distribute
+it for any purpose and without fee wherever the notice goes along, and comes without warranty.
 """
 
 from __future__ import annotations
