@@ -1,0 +1,116 @@
+"""The last step that every reader shares: a network, a task that fits it, and the notes, as a LoadedModel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from mednext_edge.checkpoints.candidate import Candidate, prefixed
+from mednext_edge.checkpoints.state import build_network, mednext_spec
+from mednext_edge.errors import CheckpointError, UsageError
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel, Source
+from mednext_edge.task import Inference, ModelSpec, Preprocessing, Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a foreign checkpoint says of its use; `Task` without the network.
+
+    Attributes:
+        trainer: class name of the trainer, a cross-check of the variant and kernel only.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    inference: Inference
+    labels: dict[str, int]
+    notes: tuple[str, ...] = field(default=())
+    trainer: str = ""
+
+
+def assemble(candidate: Candidate, format_name: str, recipe: Recipe) -> LoadedModel:
+    """Build the network that the tensors prove and join it with a recipe.
+
+    Raises:
+        CheckpointError: tensors that do not fit, or a recipe for other channels, classes or dimensions.
+    """
+    try:
+        spec, assumed = mednext_spec(candidate.weights)
+        net = build_network(spec, candidate.weights.tensors)
+    except CheckpointError as error:
+        raise prefixed(candidate.file, error) from error
+    patch, rounding = rounded(recipe.inference.patch, FAMILIES[spec.family].divisor(spec))
+    task = make_task(candidate, recipe, spec, recipe.inference.model_copy(update={"patch": patch}))
+    notes = (*candidate.notes, *candidate.weights.notes, *assumed, *recipe.notes, *rounding)
+    notes += tuple(trainer_mismatch(recipe.trainer, spec))
+    return LoadedModel(net, task, source(candidate, format_name), notes)
+
+
+def make_task(candidate: Candidate, recipe: Recipe, spec: ModelSpec, inference: Inference) -> Task:
+    """A validated Task.
+
+    Raises:
+        CheckpointError: plans and tensors disagree.
+    """
+    try:
+        return Task(
+            name=re.sub(r"[^\w.+-]+", "_", recipe.name).strip("._") or "model",
+            model=spec,
+            preprocessing=recipe.preprocessing,
+            inference=inference,
+            labels=recipe.labels,
+        )
+    except ValidationError as error:
+        reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        raise CheckpointError(f"{candidate.file}: its plans do not fit its tensors: {reasons}") from error
+
+
+def source(candidate: Candidate, format_name: str) -> Source:
+    return Source(format=format_name, file=candidate.file.name, sha256=candidate.sha256)
+
+
+def rounded(patch: tuple[int, ...], divisor: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """A patch rounded up to what the network takes, with a note where that changed it."""
+    fitting = tuple(-(-n // divisor) * divisor for n in patch)
+    if fitting == patch:
+        return patch, ()
+    return fitting, (f"patch {patch} rounded up to {fitting}: the network takes multiples of {divisor}",)
+
+
+def trainer_mismatch(trainer: str, spec: ModelSpec) -> list[str]:
+    """What the trainer's name says against the tensors; nothing when they agree or it says nothing."""
+    match = re.search(r"MedNe[Xx]t_?([SBML])(?:_kernel_?(\d+)|_k(\d+))?(?![a-z])", trainer)
+    if not match:
+        return []
+    variant, kernel = match[1], match[2] or match[3]
+    wrong = spec.variant != variant or (kernel is not None and int(kernel) != spec.kernel_size)
+    found = f"{spec.variant} with kernel {spec.kernel_size}"
+    return (
+        [f"the trainer is named {trainer}, but the tensors are of variant {found}; the tensors decide"] if wrong else []
+    )
+
+
+def override(model: LoadedModel, patch: tuple[int, ...] | None, labels: dict[str, int] | None) -> LoadedModel:
+    """The same model with the caller's patch and labels.
+
+    Raises:
+        UsageError: a patch that the network cannot take, or labels for another number of classes.
+    """
+    task = model.task
+    if patch is not None:
+        divisor = FAMILIES[task.model.family].divisor(task.model)
+        fitting, rounding = rounded(patch := tuple(patch), divisor)
+        if len(patch) != task.model.spatial_dims or min(patch) < 1 or rounding:
+            raise UsageError(
+                f"found the patch {patch}; expected {task.model.spatial_dims} multiples of {divisor}"
+                + (f", such as {fitting}" if rounding and min(patch) > 0 else "")
+            )
+        task = task.model_copy(update={"inference": task.inference.model_copy(update={"patch": patch})})
+    if labels is not None:
+        if sorted(labels.values()) != list(range(task.model.classes)):
+            raise UsageError(f"found the labels {labels}; expected {task.model.classes} names numbered from 0")
+        task = task.model_copy(update={"labels": dict(labels)})
+    return replace(model, task=task)

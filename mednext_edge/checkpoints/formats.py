@@ -1,0 +1,44 @@
+"""The table of checkpoint formats, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mednext_edge.checkpoints import bare, ours
+from mednext_edge.checkpoints.candidate import Candidate
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.registry import Registry
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint.
+
+    Attributes:
+        detect: whether a file is of this kind, by what is in it and beside it.
+        read: the model in such a file.
+    """
+
+    name: str
+    description: str
+    detect: Callable[[Candidate], bool]
+    read: Callable[[Candidate], LoadedModel]
+
+
+FORMATS: Registry[Format] = Registry("checkpoint format")
+
+for _format in (
+    Format(ours.NAME, "weights.safetensors with model.json (task, digest, provenance)", ours.detect, ours.read),
+    Format(bare.NAME, "bare or wrapped state_dict, torch or safetensors, MIC or MONAI names", bare.detect, bare.read),
+):
+    FORMATS.add(_format.name, _format)
+
+
+def detect(candidate: Candidate) -> Format:
+    """The first format that recognises the file; the last recognises all tensors and refuses the rest.
+
+    Raises:
+        CheckpointError: not a checkpoint.
+    """
+    return next(entry for entry in FORMATS.values() if entry.detect(candidate))
