@@ -44,7 +44,8 @@ def resample(array: NDArray[np.float32], shape: Shape, order: int, apart: int | 
     if array.shape == shape:
         return array
     if apart is None:
-        return _interpolate(array[np.newaxis], shape, order)[0]
+        (whole,) = _interpolate(array[np.newaxis], shape, order)
+        return whole
     slices = np.moveaxis(array, apart, 0)
     plane = tuple(n for axis, n in enumerate(shape) if axis != apart)
     if slices.shape[1:] != plane:
