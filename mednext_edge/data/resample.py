@@ -44,7 +44,7 @@ def resample(array: NDArray[np.float32], shape: Shape, order: int, apart: int | 
     if array.shape == shape:
         return array
     if apart is None:
-        (whole,) = _interpolate(array[np.newaxis], shape, order)
+        whole: NDArray[np.float32] = _interpolate(array[np.newaxis], shape, order)[0]
         return whole
     slices = np.moveaxis(array, apart, 0)
     plane = tuple(n for axis, n in enumerate(shape) if axis != apart)

@@ -1,0 +1,54 @@
+"""Fixtures that every part of the suite may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mednext_edge.models.config import MedNeXtConfig
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel, Source
+from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.task import Inference, Preprocessing, Task
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images, or a skip that says how to name it."""
+    folder = Path(os.environ.get("MEDNEXT_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}; name their folder in MEDNEXT_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hippocampus(shared_data: Path) -> Path:
+    """Task04 of the Medical Segmentation Decathlon, with its dataset.json."""
+    folder = shared_data / "hippocampus"
+    if not (folder / "dataset.json").is_file():
+        pytest.skip(f"no dataset.json in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> LoadedModel:
+    """A two-level 3-D MedNeXt with random weights, one channel, three classes and patches of 16 voxels; read only."""
+    config = MedNeXtConfig(
+        classes=3, channels=4, expansion=(2,) * 5, down_expansion=(2,) * 2, blocks=(1,) * 5, down_grn=(False,) * 2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MedNeXt(config).eval()
+    task = Task(
+        name="tiny",
+        model=FAMILIES["mednext"].describe(net),
+        preprocessing=Preprocessing(),
+        inference=Inference(patch=(16, 16, 16), mirror_axes=(0, 1, 2)),
+        labels={"background": 0, "one": 1, "two": 2},
+    )
+    return LoadedModel(net, task, Source(format="random", file="none", sha256="0" * 64))
