@@ -1,0 +1,174 @@
+"""A report for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mednext_edge.environment import Environment
+from mednext_edge.evaluation.report import Accuracy, Drop, Latency, Layers, Report, Scores
+
+NOTICE = "Research software, not a medical device: not for diagnosis or treatment."
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown tables; sections that were not measured are left out."""
+    sections = ["# Report", NOTICE]
+    if report.accuracy is not None:
+        sections += _accuracy(report.accuracy)
+    sections += _speed(report)
+    if report.layers is not None:
+        sections += _layers(report.layers)
+    sections += _cases(report)
+    sections += _environment(report.environment)
+    return "\n\n".join(sections) + "\n"
+
+
+def _accuracy(accuracy: Accuracy) -> list[str]:
+    found = ["## Accuracy", f"{_count(accuracy.cases, 'case')}, {accuracy.labelled} with reference labels."]
+    if accuracy.collapsed:
+        found.append("**Collapsed: the exported model finds nothing but background.**")
+    models = [(name, scores) for name, scores in _models(accuracy) if scores is not None]
+    if models:
+        found.append(_score_table(models))
+        found.append(
+            "Dice: overlap. NSD: part of the surfaces within 1 mm. Means are over the cases, then over the classes; "
+            "a class that is in neither map of a case is left out there."
+        )
+    if accuracy.drop is not None:
+        found += _drop(accuracy.drop, accuracy.labelled)
+    if accuracy.voxel_agreement is not None:
+        found.append(
+            f"Voxels with the baseline's label: {_percent(accuracy.voxel_agreement)} of all, "
+            f"{_percent(accuracy.voxel_agreement_foreground)} of the foreground of either."
+        )
+    return found
+
+
+def _models(accuracy: Accuracy) -> tuple[tuple[str, Scores | None], ...]:
+    return (("baseline", accuracy.baseline), ("exported", accuracy.exported))
+
+
+def _score_table(models: Sequence[tuple[str, Scores]]) -> str:
+    head = ["class"]
+    for name, scores in models:
+        title = f"{name} ({scores.precision}, {scores.provider})"
+        head += [f"Dice, {title}", f"NSD, {title}"]
+    rows = []
+    for label in models[0][1].dice_per_class:
+        cells = [label]
+        for _, scores in models:
+            cells += [_score(scores.dice_per_class[label]), _score(scores.nsd_per_class[label])]
+        rows.append(cells)
+    mean = ["**mean**"]
+    for _, scores in models:
+        mean += [_score(scores.dice_mean), _score(scores.nsd_mean)]
+    return _table(head, [*rows, mean])
+
+
+def _drop(drop: Drop, labelled: int) -> list[str]:
+    rows = [
+        ["Dice", _signed(drop.dice_mean), _interval(drop.ci95)],
+        ["NSD", _signed(drop.nsd_mean), _interval(drop.nsd_ci95)],
+    ]
+    found = [_table(["drop (baseline minus exported)", "mean", "95 % interval"], rows)]
+    if drop.ci95 is None and drop.dice_mean is not None:
+        found.append(
+            f"No interval can be given: it is drawn from the differences between cases, and there "
+            f"{'is only one case' if labelled == 1 else 'are not two cases'} with scores of both models."
+        )
+    if drop.worst_case is not None:
+        worst = drop.worst_case
+        found.append(f"Largest drop in one class of one case: {worst.drop:+.4f} Dice ({worst.label} in {worst.case}).")
+    return found
+
+
+def _speed(report: Report) -> list[str]:
+    rows = []
+    if report.latency is not None:
+        rows += _latency(report.latency)
+    if report.end_to_end is not None:
+        rows.append(["one case, image to labels (median)", f"{report.end_to_end.case_s:.2f} s"])
+    if report.peak_memory_mb is not None:
+        rows.append(["peak memory of the process", f"{report.peak_memory_mb:.0f} MB"])
+    if report.size_mb is not None:
+        rows.append(["size of the engine", f"{report.size_mb:.1f} MB"])
+    return ["## Speed and size", _table(["", "measured"], rows)] if rows else []
+
+
+def _latency(latency: Latency) -> list[list[str]]:
+    patch = "×".join(map(str, latency.patch))
+    threads = "" if latency.threads is None else f", {_count(latency.threads, 'thread')}"
+    return [
+        [f"one {patch} patch (median of {len(latency.rounds_ms)}{threads})", f"{latency.p50_ms:.1f} ms"],
+        ["90th and 99th percentile", f"{latency.p90_ms:.1f} ms, {latency.p99_ms:.1f} ms"],
+        ["first call", f"{latency.first_ms:.1f} ms"],
+        ["patches per second", f"{latency.patches_per_s:.2f}"],
+    ]
+
+
+def _layers(layers: Layers) -> list[str]:
+    counts = [[precision, str(count)] for precision, count in layers.counts_by_precision.items()]
+    found = ["## Layers", _table(["precision", "layers"], counts)]
+    if layers.fallbacks:
+        rows = [[f"`{layer.name}`", layer.asked, layer.got, layer.reason] for layer in layers.fallbacks]
+        found += ["Layers that do not run as asked:", _table(["layer", "asked", "got", "reason"], rows)]
+    return found
+
+
+def _cases(report: Report) -> list[str]:
+    rows = []
+    for case in report.per_case:
+        agreement = _percent(case.voxel_agreement_foreground)
+        seconds = f"{case.seconds:.2f} s"
+        if case.dice is None:
+            rows.append([case.case, "", "-", "-", "-", agreement, seconds])
+            continue
+        for label, dice in case.dice.items():
+            before = None if case.baseline_dice is None else case.baseline_dice[label]
+            nsd = None if case.nsd is None else case.nsd[label]
+            rows.append([case.case, label, _score(before), _score(dice), _score(nsd), agreement, seconds])
+    head = ["case", "class", "Dice, baseline", "Dice, exported", "NSD, exported", "agreement in the foreground", "time"]
+    return ["## Cases", _table(head, rows)] if rows else []
+
+
+def _environment(where: Environment) -> list[str]:
+    cores = f"{where.usable_cores} of {_count(where.logical_cores, 'logical core')}"
+    rows = [
+        ["date", where.date],
+        ["system", where.platform],
+        ["processor", f"{where.cpu}, {cores}" + (f", {' '.join(where.isa)}" if where.isa else "")],
+        ["memory", f"{where.memory_gb:.1f} GB"],
+        ["Python", where.python],
+        *([name, version] for name, version in where.packages.items()),
+    ]
+    return ["## Environment", _table(["", "value"], rows)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Names come from files: a pipe or a line break would break the table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def _interval(value: tuple[float, float] | None) -> str:
+    return "not available" if value is None else f"{value[0]:+.4f} to {value[1]:+.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

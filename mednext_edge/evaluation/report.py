@@ -1,0 +1,136 @@
+"""What was measured of a bundle, as data: the schema of `report.json`.
+
+Every section but the environment may be missing. Scores are fractions of 1; None stands for a
+score that does not exist, such as the Dice of a class that is in no case.
+"""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+
+from mednext_edge.environment import Environment
+from mednext_edge.task import Frozen
+
+Score = float | None
+
+
+class Part(Frozen):
+    """Base of the report's parts: NaN and infinity are no JSON, and must not get in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Scores(Part):
+    """One model over all cases; a mean is over cases first and then over the foreground classes."""
+
+    precision: str
+    provider: str
+    dice_mean: Score
+    dice_per_class: dict[str, Score]
+    nsd_mean: Score
+    nsd_per_class: dict[str, Score]
+
+
+class WorstCase(Part):
+    """Where the exported model loses most Dice against the baseline."""
+
+    case: str
+    label: str
+    drop: float
+
+
+class Drop(Part):
+    """Baseline minus exported; `ci95` is a bootstrap interval over the cases, None with fewer than two."""
+
+    dice_mean: Score
+    ci95: tuple[float, float] | None
+    nsd_mean: Score
+    nsd_ci95: tuple[float, float] | None
+    worst_case: WorstCase | None
+
+
+class Accuracy(Part):
+    """Scores against the reference labels, and agreement with the baseline's labels.
+
+    Attributes:
+        cases: how many there are.
+        labelled: how many of them have a reference.
+        collapsed: the exported model found nothing but background in every case that has foreground.
+        voxel_agreement: part of voxels with the baseline's label, mean over cases.
+        voxel_agreement_foreground: the same over the voxels that either model calls foreground.
+    """
+
+    cases: int
+    labelled: int
+    baseline: Scores | None
+    exported: Scores | None
+    drop: Drop | None
+    voxel_agreement: Score
+    voxel_agreement_foreground: Score
+    collapsed: bool
+
+
+class CaseReport(Part):
+    """One case; `dice` and `nsd` by label are None without a reference, the baseline's without a baseline."""
+
+    case: str
+    seconds: float
+    baseline_seconds: float | None
+    dice: dict[str, Score] | None
+    nsd: dict[str, Score] | None
+    baseline_dice: dict[str, Score] | None
+    baseline_nsd: dict[str, Score] | None
+    voxel_agreement: Score
+    voxel_agreement_foreground: Score
+
+
+class Latency(Part):
+    """Time of one patch through the engine, without the sliding window; `rounds_ms` are the single timings."""
+
+    patch: tuple[int, ...]
+    threads: int | None
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    first_ms: float
+    patches_per_s: float
+    rounds_ms: tuple[float, ...]
+
+
+class EndToEnd(Part):
+    """Seconds from an image in memory to its labels: median over cases."""
+
+    case_s: float
+
+
+class Fallback(Part):
+    """A layer that does not run in the precision that was asked for."""
+
+    name: str
+    asked: str
+    got: str
+    reason: str
+
+
+class Layers(Part):
+    """In which precision the engine's layers run."""
+
+    counts_by_precision: dict[str, int]
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+class Report(Part):
+    """Everything measured; `peak_memory_mb` and `size_mb` are in 1e6 bytes."""
+
+    accuracy: Accuracy | None = None
+    per_case: tuple[CaseReport, ...] = ()
+    latency: Latency | None = None
+    end_to_end: EndToEnd | None = None
+    peak_memory_mb: float | None = None
+    size_mb: float | None = None
+    layers: Layers | None = None
+    environment: Environment
+
+    def to_json(self) -> str:
+        """Strict JSON, indented."""
+        return self.model_dump_json(indent=2) + "\n"

@@ -1,0 +1,274 @@
+"""An exported model against the reference labels and against the model it was made from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mednext_edge.data.dataset import Case
+from mednext_edge.data.volume import Volume
+from mednext_edge.environment import environment
+from mednext_edge.errors import DataError, UsageError
+from mednext_edge.evaluation.bootstrap import Table, class_mean, paired_interval
+from mednext_edge.evaluation.memory import PeakMemory
+from mednext_edge.evaluation.metrics import METRICS, Labels, agreement
+from mednext_edge.evaluation.report import Accuracy, CaseReport, Drop, EndToEnd, Report, Scores, WorstCase
+from mednext_edge.runtime.predictor import Predictor
+from mednext_edge.runtime.session import Session
+
+Progress = Callable[[str, int, int], None]
+"""Told of progress: (what is being done, steps done, steps in all)."""
+
+ByLabel = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The label maps of one case, for pictures; [Z, Y, X] on the grid of the image."""
+
+    case: str
+    image: Volume
+    reference: Labels | None
+    baseline: Labels | None
+    exported: Labels
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is kept of one case: scores are metric -> label -> value, NaN where there is none."""
+
+    case: str
+    seconds: float
+    baseline_seconds: float | None
+    exported: Mapping[str, ByLabel] | None
+    baseline: Mapping[str, ByLabel] | None
+    agreement: tuple[float, float | None] | None
+    expects_foreground: bool
+    finds_foreground: bool
+
+
+def validate(
+    session: Session,
+    cases: Sequence[Case],
+    *,
+    baseline: Session | None = None,
+    mirror: bool = False,
+    step: float | None = None,
+    progress: Progress | None = None,
+    seen: Callable[[Compared], None] | None = None,
+) -> Report:
+    """Predict every case and measure Dice, surface Dice, agreement, time and memory.
+
+    Cases are read one at a time. Those without labels count for agreement and time only.
+
+    Args:
+        session: the exported model.
+        cases: at least one.
+        baseline: the model before quantisation, for the drop and the agreement.
+        mirror: test-time augmentation along the task's mirror axes.
+        step: step of the sliding window as a fraction of the patch; None takes the task's.
+        progress: told after every patch; a prediction counts as 100 steps, whatever its size.
+        seen: given every case's label maps, for pictures.
+
+    Raises:
+        DataError: no cases; a reference of another shape than the image, or with values that are not the task's.
+        UsageError: the baseline has other labels.
+    """
+    if not cases:
+        raise DataError("no cases to validate on; expected at least one image, with labels for Dice")
+    labels = session.task.labels
+    if baseline is not None and baseline.task.labels != labels:
+        raise UsageError(f"the baseline's labels {baseline.task.labels} are not those of the exported model: {labels}")
+    ticks = _Ticks(progress, predictions=len(cases) * (1 if baseline is None else 2))
+    run = _Run(
+        exported=Predictor(session, step=step, mirror=mirror, progress=ticks.patch),
+        baseline=None if baseline is None else Predictor(baseline, step=step, mirror=mirror, progress=ticks.patch),
+        labels=labels,
+        memory=PeakMemory(),
+    )
+    rows = []
+    for case in cases:
+        row, compared = run.case(case)
+        rows.append(row)
+        if seen is not None:
+            seen(compared)
+    return Report(
+        accuracy=_accuracy(rows, labels, session, baseline),
+        per_case=tuple(_case_report(row) for row in rows),
+        end_to_end=EndToEnd(case_s=float(np.median([row.seconds for row in rows]))),
+        peak_memory_mb=run.memory.mb,
+        environment=environment(),
+    )
+
+
+class _Ticks:
+    """One progress bar out of many predictions, whose sizes show only when they start."""
+
+    def __init__(self, progress: Progress | None, predictions: int) -> None:
+        self._progress = progress
+        self._steps = 100 * predictions
+        self._before = 0
+
+    def patch(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress("validate", self._before + 100 * done // total, self._steps)
+        if done == total:
+            self._before += 100
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The two predictors and how one case goes through them."""
+
+    exported: Predictor
+    baseline: Predictor | None
+    labels: Mapping[str, int]
+    memory: PeakMemory
+
+    def case(self, case: Case) -> tuple[_Row, Compared]:
+        image = case.image()
+        reference = None if case.labels is None else self._reference(case.name, case.labels(), image)
+        start = time.perf_counter()
+        with self.memory:
+            exported = self.exported.predict(image)
+        seconds = time.perf_counter() - start
+        other, baseline_seconds = None, None
+        if self.baseline is not None:
+            start = time.perf_counter()
+            other = self.baseline.predict(image)
+            baseline_seconds = time.perf_counter() - start
+        expected = reference if reference is not None else other
+        row = _Row(
+            case=case.name,
+            seconds=seconds,
+            baseline_seconds=baseline_seconds,
+            exported=self._scores(exported, reference, image.spacing),
+            baseline=self._scores(other, reference, image.spacing),
+            agreement=None if other is None else agreement(exported, other),
+            expects_foreground=expected is not None and bool(expected.any()),
+            finds_foreground=bool(exported.any()),
+        )
+        return row, Compared(case.name, image, reference, other, exported)
+
+    def _reference(self, name: str, volume: Volume, image: Volume) -> Labels:
+        if volume.array.shape != image.spatial:
+            raise DataError(
+                f"case {name}: found labels of shape {volume.array.shape} for an image of {image.spatial} voxels; "
+                "expected the same grid"
+            )
+        found = np.unique(volume.array)
+        strange = sorted({int(value) for value in found} - set(self.labels.values()))
+        if strange:
+            raise DataError(
+                f"case {name}: the reference holds the values {strange}; the model knows {dict(self.labels)}. "
+                "Map the reference to these values first"
+            )
+        return volume.array
+
+    def _scores(
+        self, prediction: Labels | None, reference: Labels | None, spacing: Sequence[float]
+    ) -> dict[str, dict[str, float]] | None:
+        if prediction is None or reference is None:
+            return None
+        masks = {name: (prediction == value, reference == value) for name, value in self.labels.items() if value != 0}
+        return {
+            metric: {name: entry.value(found, wanted, spacing) for name, (found, wanted) in masks.items()}
+            for metric, entry in METRICS.items()
+        }
+
+
+def _accuracy(rows: Sequence[_Row], labels: Mapping[str, int], session: Session, baseline: Session | None) -> Accuracy:
+    names = [name for name, value in labels.items() if value != 0]
+    exported = [row.exported for row in rows if row.exported is not None]
+    other = [row.baseline for row in rows if row.baseline is not None]
+    agreements = [row.agreement for row in rows if row.agreement is not None]
+    expecting = [row for row in rows if row.expects_foreground]
+    return Accuracy(
+        cases=len(rows),
+        labelled=len(exported),
+        baseline=_scores_of(baseline, other, names) if baseline is not None and other else None,
+        exported=_scores_of(session, exported, names) if exported else None,
+        drop=_drop(rows, other, exported, names) if other else None,
+        voxel_agreement=_mean(everywhere for everywhere, _ in agreements),
+        voxel_agreement_foreground=_mean(part for _, part in agreements if part is not None),
+        collapsed=bool(expecting) and not any(row.finds_foreground for row in expecting),
+    )
+
+
+def _scores_of(session: Session, scores: Sequence[Mapping[str, ByLabel]], names: Sequence[str]) -> Scores:
+    tables = {metric: _table(scores, metric, names) for metric in METRICS}
+    per_class = {
+        metric: {name: _number(class_mean(table[:, [i]])) for i, name in enumerate(names)}
+        for metric, table in tables.items()
+    }
+    return Scores(
+        precision=session.precision,
+        provider=session.provider,
+        dice_mean=_number(class_mean(tables["dice"])),
+        dice_per_class=per_class["dice"],
+        nsd_mean=_number(class_mean(tables["nsd"])),
+        nsd_per_class=per_class["nsd"],
+    )
+
+
+def _drop(
+    rows: Sequence[_Row],
+    baseline: Sequence[Mapping[str, ByLabel]],
+    exported: Sequence[Mapping[str, ByLabel]],
+    names: Sequence[str],
+) -> Drop:
+    before, after = ({metric: _table(scores, metric, names) for metric in METRICS} for scores in (baseline, exported))
+    means = {metric: _number(class_mean(before[metric]) - class_mean(after[metric])) for metric in METRICS}
+    intervals = {metric: paired_interval(before[metric], after[metric]) for metric in METRICS}
+    return Drop(
+        dice_mean=means["dice"],
+        ci95=intervals["dice"],
+        nsd_mean=means["nsd"],
+        nsd_ci95=intervals["nsd"],
+        worst_case=_worst(
+            [row.case for row in rows if row.exported is not None], before["dice"] - after["dice"], names
+        ),
+    )
+
+
+def _worst(cases: Sequence[str], drops: Table, names: Sequence[str]) -> WorstCase | None:
+    if not np.isfinite(drops).any():
+        return None
+    case, label = np.unravel_index(int(np.nanargmax(drops)), drops.shape)
+    return WorstCase(case=cases[int(case)], label=names[int(label)], drop=float(drops[case, label]))
+
+
+def _table(scores: Sequence[Mapping[str, ByLabel]], metric: str, names: Sequence[str]) -> Table:
+    """[cases, classes]"""
+    return np.array([[case[metric][name] for name in names] for case in scores], dtype=np.float64)
+
+
+def _case_report(row: _Row) -> CaseReport:
+    def scores(source: Mapping[str, ByLabel] | None, metric: str) -> dict[str, float | None] | None:
+        return None if source is None else {name: _number(value) for name, value in source[metric].items()}
+
+    everywhere, foreground = row.agreement or (None, None)
+    return CaseReport(
+        case=row.case,
+        seconds=row.seconds,
+        baseline_seconds=row.baseline_seconds,
+        dice=scores(row.exported, "dice"),
+        nsd=scores(row.exported, "nsd"),
+        baseline_dice=scores(row.baseline, "dice"),
+        baseline_nsd=scores(row.baseline, "nsd"),
+        voxel_agreement=everywhere,
+        voxel_agreement_foreground=foreground,
+    )
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    kept = list(values)
+    return math.fsum(kept) / len(kept) if kept else None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
