@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mednext_edge.checkpoints.candidate import Candidate, prefixed
 from mednext_edge.checkpoints.state import build_network, mednext_spec
@@ -55,17 +58,33 @@ def make_task(candidate: Candidate, recipe: Recipe, spec: ModelSpec, inference: 
     Raises:
         CheckpointError: plans and tensors disagree.
     """
+    fields = {
+        "name": re.sub(r"[^\w.+-]+", "_", recipe.name).strip("._") or "model",
+        "model": spec,
+        "preprocessing": recipe.preprocessing,
+        "inference": inference,
+        "labels": recipe.labels,
+    }
+    return validated(Task, fields, candidate.file, "its plans do not fit its tensors")
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def validated(schema: type[Schema], fields: Mapping[str, Any], path: Path, problem: str) -> Schema:
+    """`fields` as a `schema`.
+
+    Raises:
+        CheckpointError: they are not; names the file, the problem and the first fields that are wrong.
+    """
     try:
-        return Task(
-            name=re.sub(r"[^\w.+-]+", "_", recipe.name).strip("._") or "model",
-            model=spec,
-            preprocessing=recipe.preprocessing,
-            inference=inference,
-            labels=recipe.labels,
-        )
+        return schema.model_validate(dict(fields))
     except ValidationError as error:
-        reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
-        raise CheckpointError(f"{candidate.file}: its plans do not fit its tensors: {reasons}") from error
+        reasons = [
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+            for e in error.errors()
+        ]
+        raise CheckpointError(f"{path}: {problem}: {'; '.join(reasons[:3])}") from error
 
 
 def source(candidate: Candidate, format_name: str) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mednext_edge.checkpoints import bare, ours
+from mednext_edge.checkpoints import bare, nnunet_v1, nnunet_v2, ours
 from mednext_edge.checkpoints.candidate import Candidate
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.registry import Registry
@@ -30,6 +30,8 @@ FORMATS: Registry[Format] = Registry("checkpoint format")
 
 for _format in (
     Format(ours.NAME, "weights.safetensors with model.json (task, digest, provenance)", ours.detect, ours.read),
+    Format(nnunet_v2.NAME, "nnU-Net v2 .pth, fold or trainer folder", nnunet_v2.detect, nnunet_v2.read),
+    Format(nnunet_v1.NAME, "nnU-Net v1 .model, fold or trainer folder", nnunet_v1.detect, nnunet_v1.read),
     Format(bare.NAME, "bare or wrapped state_dict, torch or safetensors, MIC or MONAI names", bare.detect, bare.read),
 ):
     FORMATS.add(_format.name, _format)

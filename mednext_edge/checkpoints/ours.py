@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 
-from mednext_edge.checkpoints.assemble import source
+from mednext_edge.checkpoints.assemble import source, validated
 from mednext_edge.checkpoints.candidate import MODEL_JSON, Candidate, is_safetensors, prefixed, read_json
 from mednext_edge.checkpoints.state import build_network, check_tensors
 from mednext_edge.errors import CheckpointError, IntegrityError, UsageError
@@ -74,8 +74,12 @@ def read(candidate: Candidate) -> LoadedModel:
     except CheckpointError as error:
         raise prefixed(candidate.file, error) from error
     spec = FAMILIES[described.model.family].describe(net)
-    if (wrong := described.model.model_copy(update={"config": spec.config})) != spec:
-        raise CheckpointError(f"{candidate.file.parent / MODEL_JSON} describes {wrong}; its tensors are of {spec}")
+    for field in ("spatial_dims", "in_channels", "classes", "parameters"):
+        if (said := getattr(described.model, field)) != (found := getattr(spec, field)):
+            raise CheckpointError(
+                f"{candidate.file.parent / MODEL_JSON} says {field} = {said}, its tensors have {found}; "
+                "the file was edited by hand: restore it"
+            )
     task = Task(**{name: getattr(described, name) for name in Task.model_fields} | {"model": spec})
     return LoadedModel(net, task, source(candidate, NAME), candidate.notes)
 
@@ -86,11 +90,7 @@ def read_model_json(path: Path) -> ModelFile:
     Raises:
         CheckpointError: it is not a model description of ours.
     """
-    try:
-        return ModelFile.model_validate(read_json(path))
-    except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise CheckpointError(f"{path} is no model description of this package: {reasons}") from error
+    return validated(ModelFile, read_json(path), path, "it is no model description of this package")
 
 
 def save(

@@ -4,7 +4,8 @@ A pickle is a program. Both readers here resolve only the names in `ALLOWED` (an
 builders), and those names are mapped to small stand-ins of ours, so that not even numpy's unpickling
 code runs. Whatever else a file asks for is refused by name; there is no second, less strict try.
 
-What comes back is plain data: dict, list, tuple, set, str, bytes, numbers, None, numpy arrays, tensors.
+What comes back is plain data: dict, list, tuple, set, str, bytes, numbers, None, and tensors. Numpy's scalars
+and arrays come back as numbers and nested lists.
 """
 
 from __future__ import annotations
@@ -151,13 +152,14 @@ def _refused(name: str) -> UnsafePickleError:
 
 
 def plain(value: Any) -> Any:
-    """Stand-ins and OrderedDicts become arrays and dicts; shared parts stay shared, cycles are refused."""
+    """Arrays become nested lists, OrderedDicts dicts; shared parts stay shared, cycles are refused."""
     return _plain(value, {})
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
-        return _plain(value.value.tolist(), seen) if value.value.dtype == object else value.value
+        listed = value.value.tolist()
+        return _plain(listed, seen) if value.value.dtype == object else listed
     if isinstance(value, _Dtype):
         return str(value.dtype)
     if not isinstance(value, (dict, list, tuple)):
