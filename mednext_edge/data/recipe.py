@@ -7,23 +7,18 @@ every voxel back where it came from. (F. Isensee et al., "nnU-Net", Nature Metho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from mednext_edge.data.intensity import Image, brain_mask, normalize
 from mednext_edge.data.resample import coarse_axis, resample, resample_labels
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import DataError
-from mednext_edge.registry import Registry
-from mednext_edge.task import Normalization, Preprocessing
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-# nnU-Net's guard against a constant image.
-_SMALLEST_SD = 1e-8
+from mednext_edge.task import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -84,25 +79,29 @@ def prepare(image: Volume, recipe: Preprocessing, labels: Volume | None = None) 
     expected = len(recipe.normalization)
     if len(image.array) != expected:
         raise DataError(f"found an image of {len(image.array)} channels; expected {expected}, one a normalisation")
-    if labels is not None and labels.array.shape != image.spatial:
-        raise DataError(f"found labels of shape {labels.array.shape} for an image of shape {image.spatial}")
+    if labels is not None:
+        _check_same_grid(image, labels)
     turn, unturn, spacing = _orientation(image, recipe)
     voxels = np.stack([_turn(c, turn).transpose(recipe.transpose) for c in image.array]).astype(np.float32, copy=False)
     box = _nonzero_box(voxels) if recipe.crop_nonzero else tuple(slice(0, n) for n in voxels.shape[1:])
     grid = _grid(turn, unturn, voxels.shape[1:], box, spacing, recipe)
     cropped = voxels[(slice(None), *box)]
-    mask = _brain(cropped) if any(n.masked for n in recipe.normalization) else None
+    mask = brain_mask(cropped) if any(n.masked for n in recipe.normalization) else None
 
     def resized(stack: Image) -> Image:
         if grid.shape == grid.cropped:
             return stack
         return np.stack([resample(c, grid.shape, recipe.image_order, grid.apart) for c in stack])
 
+    # `voxels` is a copy, so that normalising in place leaves the caller's image alone.
     if recipe.normalize_after_resampling:
-        small = None if mask is None else resample_labels(mask.astype(np.uint8), grid.shape, 1, grid.apart) > 0
-        network_input = _normalize(resized(cropped), recipe.normalization, small)
+        network_input = resized(cropped)
+        if mask is not None:
+            mask = resample_labels(mask.astype(np.uint8), grid.shape, 1, grid.apart) > 0
+        normalize(network_input, recipe.normalization, mask)
     else:
-        network_input = resized(_normalize(cropped, recipe.normalization, mask))
+        normalize(cropped, recipe.normalization, mask)
+        network_input = resized(cropped)
     network_labels = None
     if labels is not None:
         kept = _turn(labels.array, turn).transpose(recipe.transpose)[box]
@@ -138,7 +137,17 @@ def restore(scores: Image, prepared: Prepared) -> NDArray[np.generic]:
     return np.ascontiguousarray(_turn(full.transpose(np.argsort(grid.transpose)), grid.unturn))
 
 
-# --- grids -----------------------------------------------------------------------------------------
+def _check_same_grid(image: Volume, labels: Volume) -> None:
+    if labels.array.shape != image.spatial:
+        raise DataError(f"found labels of shape {labels.array.shape} for an image of shape {image.spatial}")
+    # Rounded headers differ a little; a flipped or lost affine moves a corner by far more than half a voxel.
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in reversed(image.spatial)))])
+    off = float(np.linalg.norm(((labels.affine - image.affine) @ corners.T)[:3], axis=0).max())
+    if off > min(image.spacing) / 2:
+        raise DataError(
+            f"found labels whose affine puts a corner {off:.3g} mm away from the image's; expected the same grid. "
+            "Resample the labels to the image, or give them its header where only the header is wrong"
+        )
 
 
 def _orientation(
@@ -186,58 +195,3 @@ def _grid(
     shape = tuple(max(1, round(n * own / new)) for n, own, new in zip(cropped, spacing, wanted, strict=True))
     apart = coarse_axis(spacing, wanted, recipe.anisotropy_threshold)
     return Grid(turn, unturn, recipe.transpose, full, box, spacing, wanted, shape, apart)
-
-
-# --- intensities -----------------------------------------------------------------------------------
-
-Scale = Callable[[Image, Normalization, Mask | None], None]
-"""Normalises one channel [*spatial] in place; the mask is given where the statistics are to be taken inside it."""
-SCHEMES: Registry[Scale] = Registry("normalisation")
-
-
-def _brain(voxels: Image) -> Mask:
-    """What is non-zero in any channel, with its holes filled."""
-    from scipy import ndimage
-
-    filled: Mask = ndimage.binary_fill_holes((voxels != 0).any(axis=0))
-    return filled
-
-
-def _normalize(voxels: Image, entries: tuple[Normalization, ...], mask: Mask | None) -> Image:
-    """A normalised copy of [C, *spatial]; a masked channel is 0 outside the mask."""
-    scaled = voxels.copy()
-    for channel, entry in zip(scaled, entries, strict=True):
-        inside = mask if entry.masked and mask is not None and mask.any() else None
-        SCHEMES[entry.scheme](channel, entry, inside)
-        if inside is not None:
-            channel[~inside] = 0
-    return scaled
-
-
-def _zscore(channel: Image, entry: Normalization, mask: Mask | None) -> None:
-    values = channel if mask is None else channel[mask]
-    # float64, since the mean of millions of large values is off in float32.
-    mean, sd = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    channel -= np.float32(mean)
-    channel /= np.float32(max(sd, _SMALLEST_SD))
-
-
-def _ct(channel: Image, entry: Normalization, mask: Mask | None) -> None:
-    np.clip(channel, entry.lower, entry.upper, out=channel)
-    channel -= np.float32(entry.mean)
-    channel /= np.float32(max(entry.sd, _SMALLEST_SD))
-
-
-def _rescale(channel: Image, entry: Normalization, mask: Mask | None) -> None:
-    values = channel if mask is None else channel[mask]
-    low, high = values.min(), values.max()
-    channel -= low
-    channel /= np.float32(max(float(high) - float(low), _SMALLEST_SD))
-
-
-def _none(channel: Image, entry: Normalization, mask: Mask | None) -> None:
-    """As it is."""
-
-
-for _name, _scale in (("zscore", _zscore), ("ct", _ct), ("rescale", _rescale), ("none", _none)):
-    SCHEMES.add(_name, _scale)
