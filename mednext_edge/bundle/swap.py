@@ -38,12 +38,20 @@ def _leftovers(folder: Path, kind: str) -> list[Path]:
         if (
             match
             and (match["name"], match["kind"]) == (folder.name, kind)
-            and not psutil.pid_exists(int(match["pid"]))
+            and not _alive(int(match["pid"]))
             and entry.is_dir()
             and not entry.is_symlink()
         ):
             found.append(entry)
     return sorted(found, key=lambda entry: entry.stat().st_mtime)
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process runs; one that was killed but never waited for, as in many containers, does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def recover(folder: Path) -> None:

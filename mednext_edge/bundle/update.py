@@ -39,8 +39,8 @@ def update_bundle(path: Path, files: Mapping[str, bytes], gate: Gate | None = No
         ValueError: a path that is not inside the bundle or names an engine.
     """
     for name in files:
-        if Path(inside(name)).suffix.lower() in ENGINE_SUFFIXES:
-            raise ValueError(f"{name}: an engine is replaced by exporting again, not by an update")
+        if Path(inside(name)).suffix.lower() in ENGINE_SUFFIXES or name in (MANIFEST, SEAL):
+            raise ValueError(f"{name}: engine and manifest are written by an export, not by an update")
     folder = Path(os.path.realpath(path))
     if folder.parent.is_dir():
         recover(folder)
