@@ -102,6 +102,11 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How protocol 2 writes empty bytes: a call without arguments; with one it would reserve memory."""
+    return b""
+
+
 ALLOWED: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _Dtype,
     "numpy.ndarray": _Array,
@@ -111,6 +116,7 @@ ALLOWED: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
     "collections.OrderedDict": OrderedDict,
+    "builtins.bytes": _no_bytes,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
     "_codecs.encode": _encode,
@@ -201,7 +207,7 @@ def load_pickle(path: Path) -> Any:
 @contextmanager
 def _closed_allow_list() -> Iterator[None]:
     """Replace what other libraries added to torch's list by ours, for the length of one load."""
-    ours = [(entry, name) for name, entry in ALLOWED.items() if name.startswith("numpy")]
+    ours = [(entry, name) for name, entry in ALLOWED.items() if name.startswith(("numpy", "builtins.bytes"))]
     with _LOCK:
         others = get_safe_globals()
         clear_safe_globals()
