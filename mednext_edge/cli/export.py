@@ -1,0 +1,109 @@
+"""`mednext-export`, which is `mednext-edge export`: checkpoint in, verified bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mednext_edge.cli.console import JSON_OPTION, NO_PROGRESS_OPTION, emit_json, one_of, track
+from mednext_edge.cli.sizes import parse_size
+from mednext_edge.errors import UsageError
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+DEMO = "demo:brain-tissue"
+
+
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="A weights file, an nnU-Net fold or trainer folder, or a shipped model: demo:brain-tissue, "
+            "demo:hippocampus.",
+            show_default=True,
+        ),
+    ] = DEMO,
+    target: Annotated[str, typer.Option(metavar="TARGET", help="Engine to write: openvino, onnx.")] = "openvino",
+    int8: Annotated[bool, typer.Option("--int8", help="Short for --precision int8.")] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRECISION",
+            help=f"One of {', '.join(PRECISIONS)}. [default: fp32]",
+            callback=one_of("precision", PRECISIONS),
+        ),
+    ] = None,
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images to calibrate INT8 on: a folder with dataset.json, or with images and labels; or demo:NAME. "
+            "Its training cases are used. [default: the demo's data, for a demo model]",
+        ),
+    ] = None,
+    validate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Labelled images to validate on; its validation cases are used. "
+            "[default: the demo's data, for a demo model]",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Largest drop of the metric against FP32; more ends with exit code 3."),
+    ] = 0.005,
+    metric: Annotated[str, typer.Option(metavar="METRIC", help="What must not drop: dice or nsd.")] = "dice",
+    patch: Annotated[
+        str | None,
+        typer.Option(metavar="D H W", help="Patch that the engine is made for. [default: the checkpoint's]"),
+    ] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let the engine take patches of any size.")] = False,
+    calib_samples: Annotated[
+        int | None, typer.Option(min=1, help="Calibration patches to draw. [default: chosen from the data]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The bundle to write. [default: NAME.TARGET-PRECISION]", dir_okay=True),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle at --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+    no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
+) -> None:
+    """Turn a checkpoint into an engine for one target, validated on real images.
+
+    The network is fused exactly, quantised with NNCF where INT8 is asked for, written as a bundle (engine, manifest
+    with digests, report with figures and pictures) and compared with its FP32 form. Nothing half-written is left.
+
+    \b
+    mednext-export --target openvino --int8
+    mednext-export nnUNet_results/.../fold_0 --target openvino --int8 --calib DATA --validate DATA
+    mednext-export model.pth --target onnx --precision fp32 --out model.onnx-fp32
+    """
+    if int8 and precision not in (None, "int8"):
+        raise UsageError(f"found --int8 and --precision {precision}; give one of them")
+    from mednext_edge.export.job import ExportRequest, run_export
+
+    request = ExportRequest(
+        checkpoint=checkpoint,
+        target=target,
+        precision="int8" if int8 else precision or "fp32",
+        calib=calib,
+        validate=validate,
+        max_drop=max_drop,
+        metric=metric,
+        patch=parse_size(patch),
+        calib_samples=calib_samples,
+        out=out,
+        force=force,
+        dynamic=dynamic,
+        dry_run=dry_run,
+    )
+    with track(not no_progress) as progress:
+        outcome = run_export(request, progress)
+    if json:
+        emit_json(outcome)
+        return

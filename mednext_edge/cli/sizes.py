@@ -1,0 +1,44 @@
+"""`--patch D H W` for 3-D and `--patch H W` for 2-D networks: an option with as many numbers as follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from typer.core import TyperCommand
+
+from mednext_edge.errors import UsageError
+
+SIZE_FLAGS = ("--patch",)
+
+
+class SizeCommand(TyperCommand):
+    """A command whose size flags take every whole number that follows: `--patch 96 128 128` or `96,128,128`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, join_sizes(args))
+
+
+def join_sizes(args: Sequence[str]) -> list[str]:
+    """The arguments with the numbers after a size flag joined by commas, which the parser sees as one value."""
+    joined: list[str] = []
+    for arg in args:
+        if arg.isdigit() and len(joined) > 1 and joined[-2] in SIZE_FLAGS and joined[-1].replace(",", "").isdigit():
+            joined[-1] += f",{arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """`96,128,128` or `96x128x128` -> (96, 128, 128).
+
+    Raises:
+        UsageError: not two or three whole numbers above 0.
+    """
+    if text is None:
+        return None
+    parts = text.lower().replace("x", ",").split(",")
+    if len(parts) not in (2, 3) or not all(part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"found `--patch {text}`; expected two or three whole numbers, such as `--patch 128 128 128`")
+    return tuple(int(part) for part in parts)

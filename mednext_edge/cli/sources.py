@@ -1,0 +1,24 @@
+"""What a command's first argument may be: a bundle or a checkpoint, as a session ready to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mednext_edge.runtime.session import Session
+
+
+def open_source(
+    where: str, *, device: str = "CPU", threads: int | None = None, patch: tuple[int, ...] | None = None
+) -> Session:
+    """The session of a bundle, its digests checked; or of a checkpoint, in PyTorch FP32.
+
+    Raises:
+        MednextEdgeError: neither can be opened.
+    """
+    import mednext_edge as mx
+    from mednext_edge.bundle.manifest import MANIFEST
+
+    model = Path(where) if (Path(where) / MANIFEST).is_file() else mx.load(where)
+    return mx.open(model, device=device, threads=threads, patch=patch)

@@ -1,0 +1,145 @@
+"""`mednext-edge train`: a MedNeXt from labelled images, resumable after a kill."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from mednext_edge.cli.console import JSON_OPTION, NO_PROGRESS_OPTION, emit_json, one_of, say, track
+from mednext_edge.cli.sizes import parse_size
+from mednext_edge.errors import TargetUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from mednext_edge.data.dataset import Dataset
+    from mednext_edge.task import Preprocessing
+    from mednext_edge.training.plan import Amp
+
+AMP = ("auto", "fp32", "bf16", "fp16")
+
+
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Labelled images: a folder with dataset.json (Decathlon, nnU-Net), one with images and labels, or "
+            "demo:brain-tissue.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Run folder; the model is written to it.")],
+    variant: Annotated[str, typer.Option(metavar="S|B|M|L", help="Size of the network.")] = "S",
+    kernel: Annotated[int, typer.Option(metavar="K", help="Depthwise kernel: 3, 5 or 7.")] = 3,
+    grn: Annotated[bool, typer.Option("--grn", help="Global response normalisation in the blocks.")] = False,
+    patch: Annotated[
+        str | None, typer.Option(metavar="D H W", help="Training patch. [default: planned from the images]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Pseudo-epochs.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps an epoch.")] = 250,
+    validate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 10,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start; it decays to 0.")] = 1e-3,
+    amp: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(AMP),
+            help="What the network computes in; auto is what the device is fast in.",
+            callback=one_of("precision", AMP),
+        ),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights, patches and augmentation.")] = 0,
+    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="nnU-Net's augmentation.")] = True,
+    init: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights instead of random ones.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="A torch device, such as cpu or cuda.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in --out.")] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+    no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
+) -> None:
+    """Train a MedNeXt with the authors' recipe.
+
+    The run folder holds the plan, the log and, at the end, model.json with weights.safetensors, which every other
+    command takes. After a kill, the same command with --resume goes on from the last whole epoch.
+
+    \b
+    mednext-edge train Task04_Hippocampus --variant S --kernel 3 --epochs 50 -o runs/hippocampus
+    mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try
+    """
+    from mednext_edge.checkpoints import load, save
+    from mednext_edge.data.dataset import open_dataset
+    from mednext_edge.training.loop import Progress, default_preprocessing, make_task
+    from mednext_edge.training.loop import train as run
+    from mednext_edge.training.plan import TrainingPlan
+
+    size = parse_size(patch)
+    _check_device(device)
+    dataset = open_dataset(data)
+    start = load(init) if init else None
+    recipe = start.task.preprocessing if start else default_preprocessing(len(dataset.channels))
+    size = size or _planned_patch(dataset, recipe)
+    plan = TrainingPlan(
+        variant=variant,
+        kernel=kernel,
+        grn=grn,
+        patch=size,
+        batch=batch,
+        epochs=epochs,
+        steps=steps,
+        validate_every=validate_every,
+        learning_rate=lr,
+        amp=cast("Amp", amp),
+        augment=augment,
+        mirror_axes=tuple(range(len(size))),
+        seed=seed,
+    )
+    task = make_task(dataset, plan, recipe)
+    last: dict[str, Any] = {}
+    with track(not no_progress) as progress:
+
+        def on_step(step: Progress) -> None:
+            progress(f"train · loss {step.loss:.3f} · Dice {step.dice:.3f}", step.step, step.total)
+            last.update(step=step.step, loss=step.loss, seconds=step.seconds)
+            if step.validation is not None:
+                last["dice"] = step.validation
+                say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
+
+        model = run(dataset, task, plan, out, init=start, resume=resume, device=device, on_step=on_step)
+    command = shlex.join(["mednext-edge", *sys.argv[1:]])
+    save(out, model, provenance={"command": command, "data": dataset.name, "plan": plan.to_dict(), **last})
+    if json:
+        emit_json({"model": out, "task": task, "plan": plan.to_dict(), **last})
+        return
+    say(f"{out / 'model.json'} written; export it with `mednext-export {out} --calib {data} --int8`", "green")
+
+
+def _planned_patch(dataset: Dataset, recipe: Preprocessing) -> tuple[int, ...]:
+    """A patch for the data, from at most 25 of its training images as the network will see them."""
+    from mednext_edge.data.recipe import prepare
+    from mednext_edge.training.plan import plan_patch
+
+    some = dataset.training[:: max(1, len(dataset.training) // 25)][:25]
+    size = plan_patch([prepare(case.image(), recipe).image.shape[1:] for case in some])
+    say("patch " + " x ".join(map(str, size)) + ", planned from the images")
+    return size
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device before any image is read.
+
+    Raises:
+        UsageError: torch knows no such device.
+        TargetUnavailableError: this machine has none.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        kind = name.partition(":")[0]
+        if kind in ("cuda", "mps", "xpu"):
+            raise TargetUnavailableError(f"no device `{name}` here: {error}; use --device cpu") from error
+        raise UsageError(f"found --device {name}; expected a torch device, such as cpu or cuda") from error
