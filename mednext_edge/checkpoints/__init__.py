@@ -7,7 +7,7 @@ from pathlib import Path
 from mednext_edge.checkpoints.assemble import override
 from mednext_edge.checkpoints.candidate import locate
 from mednext_edge.checkpoints.demo import resolve
-from mednext_edge.checkpoints.formats import FORMATS, Format, detect
+from mednext_edge.checkpoints.formats import FORMATS, Format, read
 from mednext_edge.checkpoints.ours import save
 from mednext_edge.models.loaded import LoadedModel
 
@@ -33,5 +33,4 @@ def load(
         UnknownNameError: no such demo model.
         UsageError: a patch or labels that do not fit the network.
     """
-    candidate = locate(resolve(path))
-    return override(detect(candidate).read(candidate), patch, labels)
+    return override(read(locate(resolve(path))), patch, labels)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mednext_edge.checkpoints.candidate import Candidate, prefixed
+from mednext_edge.checkpoints.candidate import Candidate
 from mednext_edge.checkpoints.state import build_network, mednext_spec
 from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.models.families import FAMILIES
@@ -40,11 +40,8 @@ def assemble(candidate: Candidate, format_name: str, recipe: Recipe) -> LoadedMo
     Raises:
         CheckpointError: tensors that do not fit, or a recipe for other channels, classes or dimensions.
     """
-    try:
-        spec, assumed = mednext_spec(candidate.weights)
-        net = build_network(spec, candidate.weights.tensors)
-    except CheckpointError as error:
-        raise prefixed(candidate.file, error) from error
+    spec, assumed = mednext_spec(candidate.weights)
+    net = build_network(spec, candidate.weights.tensors)
     patch, rounding = rounded(recipe.inference.patch, FAMILIES[spec.family].divisor(spec))
     task = make_task(candidate, recipe, spec, recipe.inference.model_copy(update={"patch": patch}))
     notes = (*candidate.notes, *candidate.weights.notes, *assumed, *recipe.notes, *rounding)

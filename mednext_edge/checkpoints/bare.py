@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from mednext_edge.checkpoints.assemble import Recipe, assemble
-from mednext_edge.checkpoints.candidate import Candidate, prefixed
-from mednext_edge.checkpoints.state import find_tensors
-from mednext_edge.checkpoints.state import mednext_spec as spec_of
-from mednext_edge.errors import CheckpointError
+from mednext_edge.checkpoints.candidate import Candidate
+from mednext_edge.checkpoints.state import find_tensors, mednext_spec
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.task import Inference, Normalization, Preprocessing
 
@@ -20,15 +18,12 @@ def detect(candidate: Candidate) -> bool:
     Raises:
         CheckpointError: no tensors, saying what was found instead.
     """
-    try:
-        return bool(find_tensors(candidate.content))
-    except CheckpointError as error:
-        raise prefixed(candidate.file, error) from error
+    return bool(find_tensors(candidate.content))
 
 
 def read(candidate: Candidate) -> LoadedModel:
     """Network from the tensors, z-score per channel, the image's own spacing, classes without names."""
-    spec, _ = spec_of(candidate.weights)
+    spec, _ = mednext_spec(candidate.weights)
     recipe = Recipe(
         name=candidate.file.stem,
         preprocessing=Preprocessing(normalization=(Normalization(),) * spec.in_channels),

@@ -72,21 +72,13 @@ class Candidate:
         Raises:
             CheckpointError: not a MedNeXt, or no usable weights.
         """
-        try:
-            return mednext_weights(self.content)
-        except CheckpointError as error:
-            raise prefixed(self.file, error) from error
+        return mednext_weights(self.content)
 
     @cached_property
     def sha256(self) -> str:
         """Digest of the weights file, hexadecimal."""
         with self.file.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def prefixed(path: Path, error: CheckpointError) -> CheckpointError:
-    """The same error with the file's name in front, once."""
-    return error if str(path) in str(error) else type(error)(f"{path}: {error}")
 
 
 def is_safetensors(path: Path) -> bool:

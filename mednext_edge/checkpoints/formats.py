@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mednext_edge.checkpoints import bare, nnunet_v1, nnunet_v2, ours
 from mednext_edge.checkpoints.candidate import Candidate
+from mednext_edge.errors import CheckpointError
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.registry import Registry
 
@@ -37,10 +38,16 @@ for _format in (
     FORMATS.add(_format.name, _format)
 
 
-def detect(candidate: Candidate) -> Format:
-    """The first format that recognises the file; the last recognises all tensors and refuses the rest.
+def read(candidate: Candidate) -> LoadedModel:
+    """The model in a file, by the first format that recognises it; the last takes all tensors and refuses the rest.
 
     Raises:
-        CheckpointError: not a checkpoint.
+        CheckpointError: not a checkpoint, or not a usable one; the message begins with the file.
+        IntegrityError: weights of ours whose digest does not match.
     """
-    return next(entry for entry in FORMATS.values() if entry.detect(candidate))
+    try:
+        return next(entry for entry in FORMATS.values() if entry.detect(candidate)).read(candidate)
+    except CheckpointError as error:
+        if str(candidate.file) in str(error):
+            raise
+        raise type(error)(f"{candidate.file}: {error}") from error

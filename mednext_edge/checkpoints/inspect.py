@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from mednext_edge.checkpoints.candidate import locate
+from mednext_edge.checkpoints.candidate import MODEL_JSON, locate
 from mednext_edge.checkpoints.demo import resolve
-from mednext_edge.checkpoints.formats import detect
-from mednext_edge.checkpoints.ours import read_model_json
+from mednext_edge.checkpoints.formats import FORMATS, read
+from mednext_edge.checkpoints.ours import NAME, read_model_json
 from mednext_edge.checkpoints.state import find_tensors
 from mednext_edge.task import Frozen, Task
 
@@ -52,12 +52,12 @@ def describe(path: str | Path) -> Inspection:
         CheckpointError, IntegrityError, UnknownNameError: as `load` does.
     """
     candidate = locate(resolve(path))
-    entry = detect(candidate)
-    model = entry.read(candidate)
+    model = read(candidate)
+    entry = FORMATS[model.source.format]
     tensors = find_tensors(candidate.content)
     names = [str(t.dtype).removeprefix("torch.") for t in tensors.values()]
     config = getattr(model.net, "config", None)
-    beside = candidate.file.parent / "model.json"
+    beside = candidate.file.parent / MODEL_JSON
     return Inspection(
         format=entry.name,
         description=entry.description,
@@ -72,5 +72,5 @@ def describe(path: str | Path) -> Inspection:
         dtypes=tuple(sorted(set(names), key=names.count, reverse=True)),
         deep_supervision=bool(getattr(config, "deep_supervision", False)),
         down_expansion=getattr(config, "layout", None),
-        provenance=read_model_json(beside).provenance if entry.name == "mednext-edge" else {},
+        provenance=read_model_json(beside).provenance if entry.name == NAME else {},
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mednext_edge.checkpoints.assemble import Recipe, assemble, validated
-from mednext_edge.checkpoints.candidate import Candidate, prefixed
+from mednext_edge.checkpoints.candidate import Candidate
 from mednext_edge.checkpoints.plans import (
     Indexed,
     Intensities,
@@ -86,11 +86,8 @@ def read(candidate: Candidate) -> LoadedModel:
         UnsafePickleError: a pickle that asks for more than plain data.
     """
     trainer, init, plans = _plans(candidate.file)
-    try:
-        spec, _ = mednext_spec(candidate.weights)
-        recipe = _recipe(candidate.file, trainer, init, plans, spec)
-    except CheckpointError as error:
-        raise prefixed(candidate.file, error) from error
+    spec, _ = mednext_spec(candidate.weights)
+    recipe = _recipe(candidate.file, trainer, init, plans, spec)
     return assemble(candidate, NAME, recipe)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from mednext_edge.checkpoints.assemble import Recipe, assemble, validated
-from mednext_edge.checkpoints.candidate import Candidate, prefixed, read_json
+from mednext_edge.checkpoints.candidate import Candidate, read_json
 from mednext_edge.checkpoints.plans import (
     Indexed,
     Intensities,
@@ -91,11 +91,8 @@ def read(candidate: Candidate) -> LoadedModel:
     Raises:
         CheckpointError: plans that are missing, incomplete, for another network, or for region-based training.
     """
-    try:
-        spec, _ = mednext_spec(candidate.weights)
-        recipe = _recipe(candidate, spec)
-    except CheckpointError as error:
-        raise prefixed(candidate.file, error) from error
+    spec, _ = mednext_spec(candidate.weights)
+    recipe = _recipe(candidate, spec)
     return assemble(candidate, NAME, recipe)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 
 from mednext_edge.checkpoints.assemble import source, validated
-from mednext_edge.checkpoints.candidate import MODEL_JSON, Candidate, is_safetensors, prefixed, read_json
+from mednext_edge.checkpoints.candidate import MODEL_JSON, Candidate, is_safetensors, read_json
 from mednext_edge.checkpoints.state import build_network, check_tensors
 from mednext_edge.errors import CheckpointError, IntegrityError, UsageError
 from mednext_edge.models.families import FAMILIES
@@ -68,11 +68,8 @@ def read(candidate: Candidate) -> LoadedModel:
             f"{candidate.file} has the digest {candidate.sha256}; {MODEL_JSON} states {described.weights.sha256}. "
             "One of the two was changed or damaged: copy both again"
         )
-    try:
-        check_tensors(candidate.content)
-        net = build_network(described.model, candidate.content)
-    except CheckpointError as error:
-        raise prefixed(candidate.file, error) from error
+    check_tensors(candidate.content)
+    net = build_network(described.model, candidate.content)
     spec = FAMILIES[described.model.family].describe(net)
     for field in ("spatial_dims", "in_channels", "classes", "parameters"):
         if (said := getattr(described.model, field)) != (found := getattr(spec, field)):
