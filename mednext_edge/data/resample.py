@@ -75,7 +75,8 @@ def resample_labels(labels: NDArray[Scalar], shape: Shape, order: int, apart: in
 def _interpolate(stack: NDArray[np.float32], shape: Shape, order: int) -> NDArray[np.float32]:
     """[N, *spatial] -> [N, *shape], each of the N by itself."""
     if order == 1:
-        source = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32)).unsqueeze(1)
+        # A copy, because the strides of a flipped axis are negative, which torch does not take.
+        source = torch.from_numpy(np.array(stack, np.float32, order="C")).unsqueeze(1)
         scaled = torch.nn.functional.interpolate(source, size=shape, mode=_LINEAR[len(shape)], align_corners=False)
         linear: NDArray[np.float32] = scaled.squeeze(1).numpy()
         return linear

@@ -162,7 +162,8 @@ class Predictor:
     def _run(self, patch: Array, flip: tuple[int, ...]) -> torch.Tensor:
         """[C, *patch], flipped on the way in and back on the way out -> softmax or logits [classes, *patch]."""
         task = self.session.task
-        found = self.session.run(np.flip(patch, flip)[np.newaxis])
+        # A copy, because engines do not take the negative strides of a flipped axis.
+        found = self.session.run(np.array(np.flip(patch, flip)[np.newaxis], np.float32, order="C"))
         expected = (1, task.model.classes, *self.patch)
         if found.shape != expected:
             raise ExportError(f"{self.session.provider} returned logits of shape {found.shape}; expected {expected}")
