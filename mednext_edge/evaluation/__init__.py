@@ -1,0 +1,1 @@
+"""Dice, surface Dice and their drop, agreement, time and memory of an exported model, and the report of them."""
