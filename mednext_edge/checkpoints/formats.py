@@ -51,3 +51,5 @@ def read(candidate: Candidate) -> LoadedModel:
         if str(candidate.file) in str(error):
             raise
         raise type(error)(f"{candidate.file}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{candidate.file} cannot be read: {error}") from error

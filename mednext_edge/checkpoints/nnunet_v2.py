@@ -161,7 +161,7 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
     while following is not None:
         if following in chain:
             raise CheckpointError(f"the configurations {' -> '.join([*chain, following])} inherit in a circle")
-        if following not in plans.configurations:
+        if not isinstance(following, str) or following not in plans.configurations:
             error = unknown_name("configuration of these plans", str(following), plans.configurations)
             raise CheckpointError(str(error))
         chain.append(following)

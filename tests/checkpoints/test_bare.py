@@ -223,3 +223,14 @@ def test_folders_without_a_checkpoint(tmp_path: Path) -> None:
     torch.save(reference().state_dict(), tmp_path / "a" / "b" / "other.pt")
     with pytest.raises(CheckpointError, match=r"net\.pt, other\.pt"):
         load(tmp_path / "a" / "b")
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(reference().state_dict(), tmp_path / "a.pt")
+
+    def locked(path: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        load(tmp_path / "a.pt")

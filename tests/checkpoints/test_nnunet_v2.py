@@ -152,6 +152,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda p, d: p["configurations"].update({"3d_fullres": {"inherits_from": "3d_fullres"}}),
         "inherit in a circle",
     ),
+    "an odd parent": (
+        lambda p, d: p["configurations"]["3d_fullres"].update(inherits_from=["2d"]),
+        r"unknown configuration .*`\['2d'\]`",
+    ),
     "no patch": (lambda p, d: p["configurations"]["3d_fullres"].pop("patch_size"), "patch_size: Field required"),
     "a 2-D spacing": (lambda p, d: p["configurations"]["3d_fullres"].update(spacing=[1, 1]), "expected 3 values"),
     "an order of 9": (

@@ -224,6 +224,15 @@ def test_an_archive_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
         load_torch(tmp_path / "b.pth")
 
 
+def test_a_flipped_bit_in_a_weight_is_seen(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10_000)}, tmp_path / "a.pth")
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum of its part a/data/0"):
+        load_torch(tmp_path / "a.pth")
+
+
 def test_other_archives_are_told_apart(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.ones(3))
     with pytest.raises(CheckpointError, match="no torch file"):
