@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from mednext_edge.evaluation.bootstrap import Table, class_mean, paired_interval
 from mednext_edge.evaluation.memory import PeakMemory
 from mednext_edge.evaluation.metrics import METRICS, Labels, agreement
 from mednext_edge.evaluation.report import Accuracy, CaseReport, Drop, EndToEnd, Report, Scores, WorstCase
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.runtime.engines import open as open_session
 from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.runtime.session import Session
 
@@ -52,10 +56,10 @@ class _Row:
 
 
 def validate(
-    session: Session,
+    model: Session | LoadedModel | str | Path,
     cases: Sequence[Case],
     *,
-    baseline: Session | None = None,
+    baseline: Session | LoadedModel | str | Path | None = None,
     mirror: bool = False,
     step: float | None = None,
     progress: Progress | None = None,
@@ -66,9 +70,9 @@ def validate(
     Cases are read one at a time. Those without labels count for agreement and time only.
 
     Args:
-        session: the exported model.
+        model: the exported model: a bundle's folder, or an open session, which stays open.
         cases: at least one.
-        baseline: the model before quantisation, for the drop and the agreement.
+        baseline: the model before quantisation, for the drop and the agreement; a loaded model runs in PyTorch, FP32.
         mirror: test-time augmentation along the task's mirror axes.
         step: step of the sliding window as a fraction of the patch; None takes the task's.
         progress: told after every patch; a prediction counts as 100 steps, whatever its size.
@@ -80,29 +84,37 @@ def validate(
     """
     if not cases:
         raise DataError("no cases to validate on; expected at least one image, with labels for Dice")
-    labels = session.task.labels
-    if baseline is not None and baseline.task.labels != labels:
-        raise UsageError(f"the baseline's labels {baseline.task.labels} are not those of the exported model: {labels}")
-    ticks = _Ticks(progress, predictions=len(cases) * (1 if baseline is None else 2))
-    run = _Run(
-        exported=Predictor(session, step=step, mirror=mirror, progress=ticks.patch),
-        baseline=None if baseline is None else Predictor(baseline, step=step, mirror=mirror, progress=ticks.patch),
-        labels=labels,
-        memory=PeakMemory(),
-    )
-    rows = []
-    for case in cases:
-        row, compared = run.case(case)
-        rows.append(row)
-        if seen is not None:
-            seen(compared)
-    return Report(
-        accuracy=_accuracy(rows, labels, session, baseline),
-        per_case=tuple(_case_report(row) for row in rows),
-        end_to_end=EndToEnd(case_s=float(np.median([row.seconds for row in rows]))),
-        peak_memory_mb=run.memory.mb,
-        environment=environment(),
-    )
+    with ExitStack() as stack:
+        session = _session(model, stack)
+        other = None if baseline is None else _session(baseline, stack)
+        labels = session.task.labels
+        if other is not None and other.task.labels != labels:
+            raise UsageError(f"the baseline's labels {other.task.labels} are not those of the exported model: {labels}")
+        ticks = _Ticks(progress, predictions=len(cases) * (1 if other is None else 2))
+        run = _Run(
+            exported=Predictor(session, step=step, mirror=mirror, progress=ticks.patch),
+            baseline=None if other is None else Predictor(other, step=step, mirror=mirror, progress=ticks.patch),
+            labels=labels,
+            memory=PeakMemory(),
+        )
+        rows = []
+        for case in cases:
+            row, compared = run.case(case)
+            rows.append(row)
+            if seen is not None:
+                seen(compared)
+        return Report(
+            accuracy=_accuracy(rows, labels, session, other),
+            per_case=tuple(_case_report(row) for row in rows),
+            end_to_end=EndToEnd(case_s=float(np.median([row.seconds for row in rows]))),
+            peak_memory_mb=run.memory.mb,
+            environment=environment(),
+        )
+
+
+def _session(model: Session | LoadedModel | str | Path, stack: ExitStack) -> Session:
+    """The session itself, or a new one that the stack closes."""
+    return model if isinstance(model, Session) else stack.enter_context(open_session(model))
 
 
 class _Ticks:

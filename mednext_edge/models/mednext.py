@@ -26,14 +26,17 @@ class ChannelLayerNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(channels))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype == torch.float16 else x  # squares overflow float16
+        centred = wide - wide.mean(1, keepdim=True)
+        normalised = (centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + self.eps)).to(x.dtype)
+        if self.weight is None or self.bias is None:
+            return normalised  # folded into the next convolution
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        centred = x - x.mean(1, keepdim=True)
-        normalised = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + self.eps)
         return normalised * self.weight.view(shape) + self.bias.view(shape)
 
 
@@ -162,9 +165,7 @@ class MedNeXt(nn.Module):
         self.bottleneck = self._stage(levels, width << levels, config.decoder_kernel)
         for i in reversed(range(levels)):
             ratio = config.expansion[2 * levels - i]
-            self.add_module(
-                f"up_{i}", UpBlock(config, width << (i + 1), ratio, config.decoder_kernel, grn=config.grn)
-            )
+            self.add_module(f"up_{i}", UpBlock(config, width << (i + 1), ratio, config.decoder_kernel, grn=config.grn))
             self.add_module(f"dec_block_{i}", self._stage(2 * levels - i, width << i, config.decoder_kernel))
         for i in range(levels + 1 if config.deep_supervision else 1):
             self.add_module(f"out_{i}", Head(config, width << i))

@@ -1,0 +1,124 @@
+"""From a network to a bundle: the verb `mednext_edge.export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mednext_edge.bundle import BundleWriter, Gate, InputSpec, Manifest, OutputSpec
+from mednext_edge.data.dataset import Dataset
+from mednext_edge.errors import UsageError
+
+# Importing a target's file puts it into the table.
+from mednext_edge.export import onnx, openvino  # noqa: F401
+from mednext_edge.export.targets import TARGETS, Job, Target
+from mednext_edge.fusion import fuse
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.quantize.calibration import CalibrationSet, default_count, draw
+
+Check = Callable[[Path, Manifest], Gate]
+"""Given a finished but unpublished bundle; may add reports to it and returns the outcome of its gate."""
+
+
+def export(
+    model: LoadedModel,
+    *,
+    target: str,
+    out: Path | str,
+    precision: str = "fp32",
+    calibration: Dataset | CalibrationSet | None = None,
+    patch: tuple[int, ...] | None = None,
+    dynamic: bool = False,
+    force: bool = False,
+    check: Check | None = None,
+) -> Path:
+    """Write a bundle: fuse, quantise if asked to, convert, and seal with digests.
+
+    Args:
+        model: in training or deploy form; it is fused here either way.
+        target: name in the table of targets.
+        out: folder to write; it appears whole or not at all.
+        precision: one of the target's.
+        calibration: for `int8`: a dataset (its training cases are used) or patches drawn before.
+        patch: spatial size of the engine's input; None takes the task's.
+        dynamic: let the engine take any multiple of the network's divisor.
+        force: replace an existing bundle.
+        check: called on the finished bundle before it is published.
+
+    Returns:
+        The folder of the bundle.
+
+    Raises:
+        UnknownNameError: no such target or precision.
+        UsageError: an unusable patch, INT8 without calibration data, or `out` is taken.
+        ExportError: a library refuses the network.
+    """
+    entry = target_of(target, precision)
+    size = check_patch(model, patch)
+    patches = _calibration(model, size, calibration) if precision == "int8" else None
+    deploy = fuse(model, optional=entry.rewrites)
+    writer = BundleWriter(Path(out), force=force)
+    with writer as folder:
+        engine = entry.write(Job(deploy, precision, size, dynamic, patches), folder)
+        task = deploy.task
+        spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
+        layout = "NC" + "DHW"[-len(size) :]
+        manifest = Manifest(
+            name=task.name,
+            model=task.model,
+            source=deploy.source,
+            input=InputSpec(shape=(1, task.model.in_channels, *spatial), layout=layout, patch=size),
+            output=OutputSpec(shape=(1, task.model.classes, *spatial), layout=layout),
+            preprocessing=task.preprocessing,
+            inference=task.inference.model_copy(update={"patch": size}),
+            labels=task.labels,
+            target=target,
+            precision=precision,
+            engine=engine,
+            rewrites=deploy.rewrites,
+        )
+        if check is not None:
+            manifest = manifest.model_copy(update={"gate": check(folder, manifest)})
+        writer.commit(manifest)
+    return Path(out)
+
+
+def check_patch(model: LoadedModel, patch: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The patch to export for, checked against the network.
+
+    Raises:
+        UsageError: wrong number of axes, not a multiple of the divisor, or too small for the bottleneck's norm.
+    """
+    spec = model.task.model
+    size = patch or model.task.inference.patch
+    divisor = FAMILIES[spec.family].divisor(spec)
+    if len(size) != spec.spatial_dims:
+        raise UsageError(f"found a patch of {len(size)} sides; this network takes {spec.spatial_dims}")
+    if any(n < divisor or n % divisor for n in size) or max(size) < 2 * divisor:
+        fits = tuple(max(divisor, round(n / divisor) * divisor) for n in size)
+        fits = fits if max(fits) > divisor else (2 * divisor, *fits[1:])
+        raise UsageError(
+            f"patch {size}: every side must be a multiple of {divisor} and one at least {2 * divisor}; "
+            f"the nearest that fits is {fits}"
+        )
+    return tuple(size)
+
+
+def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | CalibrationSet | None) -> CalibrationSet:
+    if given is None:
+        raise UsageError("INT8 needs images to calibrate on; give --calib DATA (in Python: calibration=dataset)")
+    if isinstance(given, Dataset):
+        return draw(given.training, model.task, default_count(patch), patch=patch)
+    return given
+
+
+def target_of(name: str, precision: str) -> Target:
+    """The entry of a target, once it is known to come in this precision.
+
+    Raises:
+        UnknownNameError: no such target or precision, with the closest match.
+    """
+    entry = TARGETS[name]
+    entry.check_precision(name, precision)
+    return entry

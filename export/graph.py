@@ -1,0 +1,90 @@
+"""The network as an ONNX graph: the one form that every target is made from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from mednext_edge.errors import ExportError
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel
+
+OPSET = 20
+"""First opset with Gelu as one operator, which every runtime here has a kernel for."""
+INPUT, OUTPUT = "image", "logits"
+AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+class _Half(nn.Module):
+    """A float16 network with float32 input and output."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x.half())
+        return out.float()
+
+
+def to_onnx(
+    model: LoadedModel, patch: tuple[int, ...], *, dynamic: bool = False, half: bool = False
+) -> onnx.ModelProto:
+    """Export a model in deploy form.
+
+    Args:
+        model: returns one tensor, [1, C, *patch] -> [1, classes, *patch].
+        patch: spatial size.
+        dynamic: leave the spatial sizes open, as multiples of the network's divisor.
+        half: compute in float16, but for the norms' statistics; input and output stay float32.
+
+    Raises:
+        ExportError: the exporter refuses the network, or its graph does not pass `onnx.checker`.
+    """
+    spec = model.task.model
+    divisor = FAMILIES[spec.family].divisor(spec)
+    shapes = None
+    if dynamic:
+        sizes = {2 + i: divisor * torch.export.Dim(name, min=2) for i, name in enumerate(AXES[spec.spatial_dims])}
+        shapes = ({0: None, 1: None, **sizes},)
+    net = _Half(model.net) if half else model.net
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                net,
+                (torch.zeros(1, spec.in_channels, *patch),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever went wrong in many types
+        raise ExportError(f"torch.onnx cannot export this network: {error}") from error
+    assert program is not None
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, {"mednext_edge.task": model.task.model_dump_json()})
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress on stdout and warns about optional packages it does not find."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

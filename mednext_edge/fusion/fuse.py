@@ -1,0 +1,48 @@
+"""Apply the rewrites to a loaded model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+
+from mednext_edge.fusion import depthwise_bias, heads, instance_norm, norm_affine, parity, training_parts
+from mednext_edge.fusion.rewrite import Rewrite
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.registry import Registry
+
+REWRITES: Registry[Rewrite] = Registry("rewrite")
+"""Every rewrite, in the order of application: biases and affines go before the form they allow."""
+
+REWRITES.add("training-parts", training_parts.REWRITE)
+REWRITES.add("plain-heads", heads.REWRITE)
+REWRITES.add("depthwise-bias", depthwise_bias.REWRITE)
+REWRITES.add("norm-affine", norm_affine.REWRITE)
+REWRITES.add("instance-norm", instance_norm.REWRITE)
+REWRITES.add("parity", parity.REWRITE)
+
+
+def fuse(model: LoadedModel, *, optional: Collection[str] = ()) -> LoadedModel:
+    """The deploy form of a model; the model itself is not touched.
+
+    Args:
+        model: in training form, or already fused (then nothing changes).
+        optional: names of optional rewrites to apply too, such as `parity`.
+
+    Returns:
+        A model with the same task and source, and the names of the rewrites that changed something.
+
+    Raises:
+        UnknownNameError: `optional` names no rewrite.
+    """
+    for name in optional:
+        REWRITES[name]
+    net = copy.deepcopy(model.net).eval()
+    done = list(model.rewrites)
+    with torch.no_grad():
+        for name, rewrite in REWRITES.items():
+            if (not rewrite.optional or name in optional) and rewrite.apply(net):
+                done.append(name)
+    return replace(model, net=net.requires_grad_(False), rewrites=tuple(done))

@@ -1,0 +1,35 @@
+"""The scale and shift of a norm belong to the 1x1x1 convolution that follows it.
+
+W (g * x + b) + c  =  (W diag(g)) x + (W b + c)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mednext_edge.fusion.rewrite import Rewrite
+from mednext_edge.models.mednext import Block, ChannelLayerNorm
+
+
+def fold_norm_affine(net: nn.Module) -> int:
+    """Fold scale and shift of every block's norm into its expansion convolution `conv2`."""
+    count = 0
+    for block in net.modules():
+        if not isinstance(block, Block) or getattr(block.norm, "weight", None) is None:
+            continue
+        norm, conv = block.norm, block.conv2
+        assert isinstance(norm, (nn.GroupNorm, ChannelLayerNorm))
+        assert norm.weight is not None and norm.bias is not None and conv.bias is not None
+        with torch.no_grad():
+            matrix = conv.weight.flatten(1)  # [R*C, C]
+            conv.bias += matrix @ norm.bias
+            conv.weight.copy_((matrix * norm.weight).view_as(conv.weight))
+        norm.weight = norm.bias = None
+        if isinstance(norm, nn.GroupNorm):
+            norm.affine = False
+        count += 1
+    return count
+
+
+REWRITE = Rewrite(fold_norm_affine, "norm scale and shift folded into the expansion convolution")

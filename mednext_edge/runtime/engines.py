@@ -1,0 +1,102 @@
+"""Open anything that can segment: a bundle, or a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mednext_edge.bundle import Manifest, verify
+from mednext_edge.errors import TargetUnavailableError
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.registry import Registry
+from mednext_edge.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """Where and how an engine runs.
+
+    Attributes:
+        device: name of the device in the engine's own terms.
+        threads: CPU threads; None lets the engine choose.
+        patch: spatial size to run at; None is the one it was exported for.
+    """
+
+    device: str = "CPU"
+    threads: int | None = None
+    patch: tuple[int, ...] | None = None
+
+
+ENGINES: Registry[Callable[[Path, Manifest, OpenOptions], Session]] = Registry("engine")
+"""By target name: opens the engine file of a verified bundle."""
+
+
+def open(
+    model: str | Path | LoadedModel,
+    *,
+    device: str = "CPU",
+    threads: int | None = None,
+    patch: tuple[int, ...] | None = None,
+) -> Session:
+    """A session on a bundle or on a model in memory.
+
+    The digests of a bundle are checked before its engine is read: an engine is executable code.
+
+    Args:
+        model: folder of a bundle, or a loaded model (which runs in PyTorch, FP32).
+        device: `CPU`, or a name that the engine knows, such as `GPU` or `cuda`.
+        threads: CPU threads; None lets the engine choose.
+        patch: spatial size to run at; None is the one it was exported for.
+
+    Raises:
+        IntegrityError: not a bundle, or one whose digests do not match.
+        TargetUnavailableError: the engine still has to be built, or its device or package is not here.
+        ExportError: the engine refuses its file.
+    """
+    if isinstance(model, LoadedModel):
+        from mednext_edge.runtime.torch_session import TorchSession
+
+        return TorchSession.of(model, device.lower(), threads)
+    folder = Path(model)
+    return open_engine(folder, verify(folder), OpenOptions(device, threads, patch))
+
+
+def open_engine(folder: Path, manifest: Manifest, options: OpenOptions) -> Session:
+    """The session of a bundle whose digests are known to hold: verified, or written by this very process.
+
+    Raises:
+        TargetUnavailableError: the engine still has to be built, or its device or package is not here.
+        ExportError: the engine refuses its file.
+    """
+    if manifest.engine.status == "deferred":
+        raise TargetUnavailableError(
+            f"{folder}: the engine is not built yet; run `mednext-edge build {folder}` on the device"
+        )
+    return ENGINES[manifest.target](folder / manifest.engine.file, manifest, options)
+
+
+def _openvino(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
+    from mednext_edge.runtime.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(
+        file,
+        manifest.task,
+        manifest.precision,
+        patch=options.patch or manifest.input.patch,
+        device=options.device,
+        threads=options.threads,
+    )
+
+
+def _onnx(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
+    from mednext_edge.runtime.onnx_session import OnnxSession
+
+    session = OnnxSession(file, manifest.task, manifest.precision, device=options.device, threads=options.threads)
+    if session.patch is None:
+        session.patch = options.patch or manifest.input.patch
+    return session
+
+
+ENGINES.add("openvino", _openvino)
+ENGINES.add("onnx", _onnx)

@@ -1,0 +1,107 @@
+"""OpenVINO as an engine (CPU, iGPU, NPU)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from mednext_edge.errors import ExportError, TargetUnavailableError
+from mednext_edge.runtime.session import Array, Session
+from mednext_edge.task import Task
+
+# OpenVINO computes an FP32 graph in bfloat16 on CPUs that have it unless told otherwise.
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+LAYER_KINDS = ("Convolution", "Deconvolution", "MVN", "FullyConnected", "MatMul")
+# The suffix of the kernel's name says what it computes in; the layer's own precision is that of its input.
+KERNEL_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One executed layer: its name in the graph, its kind, the precision it computes in, and the kernel."""
+
+    name: str
+    kind: str
+    precision: str
+    kernel: str
+
+
+class OpenVinoSession(Session):
+    """A compiled OpenVINO model.
+
+    Args:
+        model: path of the IR, or a model in memory.
+        task: what it is for.
+        precision: `fp32`, `fp16`, `bf16` or `int8`; decides what the layers outside INT8 compute in.
+        patch: spatial size to compile for; None keeps the model's own.
+        device: OpenVINO device name.
+        threads: CPU threads; None lets OpenVINO choose.
+
+    Raises:
+        TargetUnavailableError: no such device.
+        ExportError: the plugin refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | ov.Model,
+        task: Task,
+        precision: str,
+        *,
+        patch: tuple[int, ...] | None = None,
+        device: str = "CPU",
+        threads: int | None = None,
+    ) -> None:
+        core = ov.Core()
+        if device.split(".")[0].split(":")[0] not in {d.split(".")[0] for d in core.available_devices} | {
+            "AUTO",
+            "MULTI",
+        }:
+            raise TargetUnavailableError(
+                f"found no OpenVINO device `{device}`; this machine has {', '.join(core.available_devices) or 'none'}"
+            )
+        self.task = task
+        self.provider = f"openvino {ov.get_version().split('-')[0]}"
+        self.precision = precision
+        self.threads = threads
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU":
+            options["INFERENCE_PRECISION_HINT"] = HINTS[precision]
+            if threads is not None:
+                options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            graph = core.read_model(model) if isinstance(model, Path) else model
+            if patch is not None:
+                graph.reshape([1, task.model.in_channels, *patch])
+            shape = graph.inputs[0].partial_shape
+            self.patch = None if shape.is_dynamic else tuple(int(n) for n in shape.to_shape())[2:]
+            self._compiled: ov.CompiledModel | None = core.compile_model(graph, device, options)
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot compile this model for {device}: {error}") from error
+        self._request = self._compiled.create_infer_request()
+
+    def _run(self, x: Array) -> Array:
+        # One patch a call: the graph's batch is 1, and a batch of patches is no faster on a CPU.
+        out = [self._request.infer([x[i : i + 1]])[0].copy() for i in range(len(x))]
+        return np.concatenate(out) if len(out) != 1 else out[0]
+
+    def layers(self) -> list[Layer]:
+        """The convolutions, norms and matrix products as the plugin really executes them."""
+        assert self._compiled is not None, "this session is closed"
+        found = []
+        for op in self._compiled.get_runtime_model().get_ordered_ops():
+            info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+            if info.get("layerType") in LAYER_KINDS:
+                kernel = info.get("primitiveType", "unknown")
+                suffix = kernel.rsplit("_", 1)[-1].lower()
+                name = info.get("originalLayersNames") or op.get_friendly_name()
+                precision = KERNEL_PRECISIONS.get(suffix, info.get("runtimePrecision", "unknown"))
+                found.append(Layer(name, info["layerType"], precision, kernel))
+        return found
+
+    def close(self) -> None:
+        self._compiled = self._request = None

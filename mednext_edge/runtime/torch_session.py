@@ -1,0 +1,62 @@
+"""PyTorch as an engine: the FP32 baseline, and the network while it trains."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.runtime.session import Array, Session
+from mednext_edge.task import Task
+
+
+class TorchSession(Session):
+    """A network run eagerly in float32 on one device.
+
+    Args:
+        net: [N, C, *spatial] -> logits, or a list whose first entry they are.
+        task: what it is for.
+        device: a torch device.
+        threads: CPU threads while it runs; None leaves PyTorch's setting.
+    """
+
+    def __init__(
+        self, net: nn.Module, task: Task, device: str | torch.device = "cpu", threads: int | None = None
+    ) -> None:
+        self.task = task
+        self.threads = threads
+        self.provider = f"torch {torch.__version__}"
+        self.precision = "fp32"
+        self.patch = None
+        self.device = torch.device(device)
+        # Channels last is twice as fast on a CPU and changes no value.
+        self._layout = torch.channels_last_3d if task.model.spatial_dims == 3 else torch.channels_last
+        self._net: nn.Module | None = in_layout(net.to(self.device), self._layout)
+
+    @classmethod
+    def of(cls, model: LoadedModel, device: str | torch.device = "cpu", threads: int | None = None) -> TorchSession:
+        """A session on a copy of the model, so that the caller's network stays as it is."""
+        return cls(copy.deepcopy(model.net).eval(), model.task, device, threads)
+
+    def _run(self, x: Array) -> Array:
+        assert self._net is not None, "this session is closed"
+        before = torch.get_num_threads()
+        try:
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            with torch.inference_mode():
+                out = self._net(torch.from_numpy(x).to(self.device).contiguous(memory_format=self._layout))
+        finally:
+            torch.set_num_threads(before)
+        logits = out[0] if isinstance(out, list) else out
+        return logits.float().cpu().contiguous().numpy()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._net = None
+
+
+def in_layout(net: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network with its weights in a memory format; values stay the same."""
+    return net.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,73 @@
+"""Training batches, a pure function of (seed, step): a killed run goes on with the very patches it would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from mednext_edge.data.recipe import Prepared
+from mednext_edge.errors import DataError
+from mednext_edge.training.augment import augmentation
+from mednext_edge.training.plan import TrainingPlan
+
+
+class BatchSource:
+    """Draws augmented patches from prepared cases.
+
+    Args:
+        cases: training images with labels, after preprocessing; they stay in memory.
+        plan: patch, batch size, augmentation, seed.
+
+    Raises:
+        DataError: no case, or a case without labels.
+    """
+
+    def __init__(self, cases: Sequence[Prepared], plan: TrainingPlan) -> None:
+        if not cases:
+            raise DataError("found no training case; expected at least one image with labels")
+        self._samples: list[dict[str, Tensor]] = []
+        for case in cases:
+            if case.labels is None:
+                raise DataError("found a training image without labels; every training case needs a label map")
+            label = torch.from_numpy(case.labels.astype(np.float32))[None]
+            self._samples.append({"image": torch.from_numpy(case.image), "label": label})
+        self._has_foreground = [bool((s["label"] > 0).any()) for s in self._samples]
+        self._plan = plan
+        self._pipelines = {flag: augmentation(plan, foreground=flag) for flag in (False, True)}
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images [N, C, *patch] and class indices [N, 1, *patch], both float32."""
+        plan = self._plan
+        rng = np.random.RandomState(np.array([plan.seed, step], dtype=np.uint32))
+        # As nnU-Net: the last ones of each batch are on foreground, at least one of them.
+        on_foreground = max(1, round(plan.batch * plan.foreground)) if plan.foreground > 0 else 0
+        images, labels = [], []
+        for i in range(plan.batch):
+            index = int(rng.randint(len(self._samples)))
+            wanted = i >= plan.batch - on_foreground and self._has_foreground[index]
+            pipeline = self._pipelines[wanted]
+            pipeline.set_random_state(seed=int(rng.randint(2**31 - 1)))
+            out = pipeline(dict(self._samples[index]))
+            sample = out[0] if isinstance(out, list) else out
+            images.append(_plain(sample["image"]))
+            labels.append(_plain(sample["label"]).round())
+        return torch.stack(images), torch.stack(labels)
+
+    def stream(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of steps start .. stop-1, the next one prepared while the current one is used."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            ahead = pool.submit(self.batch, start) if start < stop else None
+            for step in range(start, stop):
+                assert ahead is not None
+                current = ahead.result()
+                ahead = pool.submit(self.batch, step + 1) if step + 1 < stop else None
+                yield current
+
+
+def _plain(x: Tensor) -> Tensor:
+    return (x.as_tensor() if isinstance(x, MetaTensor) else x).float().contiguous()

@@ -1,0 +1,100 @@
+"""Everything that decides a training run, as one frozen record that is saved with it.
+
+Defaults are the authors' recipe: AdamW (lr 1e-3, weight decay 3e-5, eps 1e-4), polynomial decay with
+power 0.9, gradient norm clipped at 12, one third of the patches on foreground, deep supervision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mednext_edge.errors import UsageError
+
+Amp = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One training run.
+
+    Attributes:
+        variant, kernel, grn: the network, see `models.mednext_config`.
+        patch: training and inference patch, (z, y, x), multiples of 16.
+        batch: patches a step.
+        epochs, steps: pseudo-epochs and optimiser steps in each.
+        validate_every: epochs between validations; the last epoch always validates.
+        foreground: share of the patches that are centred on a foreground voxel.
+        amp: `auto` is bf16 where the device computes in it, else fp32.
+        augment: the augmentation set of nnU-Net; off for debugging.
+        mirror_axes: spatial axes whose flips the data allows; used in training and in inference.
+        seed: of weights, patches and augmentation; every step draws from (seed, step) alone.
+    """
+
+    variant: str = "S"
+    kernel: int = 3
+    grn: bool = False
+    patch: tuple[int, ...] = (128, 128, 128)
+    batch: int = 2
+    epochs: int = 1000
+    steps: int = 250
+    validate_every: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 3e-5
+    eps: float = 1e-4
+    power: float = 0.9
+    clip: float = 12.0
+    foreground: float = 1 / 3
+    batch_dice: bool = False
+    amp: Amp = "auto"
+    augment: bool = True
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch", tuple(self.patch))
+        object.__setattr__(self, "mirror_axes", tuple(self.mirror_axes))
+        if min(self.batch, self.epochs, self.steps, self.validate_every) < 1:
+            raise UsageError("batch, epochs, steps and validate-every must be at least 1")
+        if any(n % 16 or n < 16 for n in self.patch) or max(self.patch, default=0) < 32:
+            raise UsageError(f"patch {self.patch}: every side must be a multiple of 16, and one at least 32")
+        if not 0 <= self.foreground <= 1:
+            raise UsageError(f"foreground share {self.foreground} is not within 0..1")
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of an optimiser step: polynomial decay, constant within an epoch."""
+        epoch = min(step // self.steps, self.epochs - 1)
+        return float(self.learning_rate * (1 - epoch / self.epochs) ** self.power)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_patch(shapes: Sequence[tuple[int, ...]], *, voxels: int = 128**3, divisor: int = 16) -> tuple[int, ...]:
+    """A patch for images of these shapes: the median image, rounded up, shrunk along its longest side to fit.
+
+    Args:
+        shapes: spatial shapes after preprocessing.
+        voxels: most voxels a patch may hold.
+        divisor: every side becomes a multiple of this.
+
+    Raises:
+        UsageError: no shape was given.
+    """
+    if not shapes:
+        raise UsageError("no image shape to plan a patch from")
+    median = [sorted(sizes)[len(sizes) // 2] for sizes in zip(*shapes, strict=True)]
+    patch = [max(divisor, math.ceil(n / divisor) * divisor) for n in median]
+    while math.prod(patch) > voxels and max(patch) > divisor:
+        longest = max(range(len(patch)), key=lambda axis: patch[axis])
+        patch[longest] -= divisor
+    if max(patch) < 2 * divisor:
+        # The bottleneck needs more than one voxel for its instance norm.
+        patch[0] = 2 * divisor
+    return tuple(patch)
