@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mednext_edge.checkpoints import load
-    from mednext_edge.evaluation import validate
+    from mednext_edge.evaluation.validate import validate
     from mednext_edge.export.export import export
-    from mednext_edge.fusion import fuse
-    from mednext_edge.runtime import open, predict
+    from mednext_edge.fusion.fuse import fuse
+    from mednext_edge.runtime.engines import open
+    from mednext_edge.runtime.predict import predict
 
 __all__ = ["__version__", "export", "fuse", "load", "open", "predict", "validate"]
 
 __version__ = version("mednext-edge")
 
 _HOMES = {
-    "fuse": "mednext_edge.fusion",
+    "fuse": "mednext_edge.fusion.fuse",
     "load": "mednext_edge.checkpoints",
-    "open": "mednext_edge.runtime",
-    "predict": "mednext_edge.runtime",
-    "validate": "mednext_edge.evaluation",
+    "open": "mednext_edge.runtime.engines",
+    "predict": "mednext_edge.runtime.predict",
+    "validate": "mednext_edge.evaluation.validate",
 }
 
 

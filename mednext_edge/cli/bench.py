@@ -38,9 +38,10 @@ def bench(
 ) -> None:
     """Time one patch; every round runs each engine once, so that both see the same machine.
 
-    \b
-    mednext-edge bench brain-tissue.openvino-int8 --baseline
-    mednext-edge bench brain-tissue.openvino-int8 --patch 96 96 96 --rounds 100 --json
+    Examples:
+
+    - `mednext-edge bench brain-tissue.openvino-int8 --baseline`
+    - `mednext-edge bench brain-tissue.openvino-int8 --patch 96 96 96 --rounds 100 --json`
     """
     from mednext_edge.cli.sources import open_source
     from mednext_edge.environment import environment

@@ -24,15 +24,20 @@ class TargetState(Frozen):
 def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
     """Look at this machine: processor, memory, disk, and what each export target can do here.
 
-    Example: mednext-edge doctor --json > machine.json
+    Example:
+
+    - `mednext-edge doctor --json > machine.json`
     """
     import psutil
 
+    import mednext_edge.export.export  # noqa: F401  # every target puts itself into the table
     from mednext_edge.environment import environment
+    from mednext_edge.export.targets import TARGETS
 
     here = environment()
     free = {"memory_gb": psutil.virtual_memory().available / 1e9, "disk_gb": shutil.disk_usage(Path.cwd()).free / 1e9}
-    targets = [probe() for probe in PROBES]
+    targets = [_state(name, entry.package) for name, entry in TARGETS.items()]
+    targets += [TargetState(target=name, verdict="not in this release", detail="-") for name in LATER]
     warnings = _warnings(set(here.isa))
     if json:
         free = {name: round(value, 1) for name, value in free.items()}
@@ -56,16 +61,16 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
         show_warning(warning)
 
 
-def _state(target: str, package: str, devices: Callable[[], list[str]]) -> TargetState:
-    """The verdict of a target that runs wherever its package finds a device."""
+def _state(target: str, package: str) -> TargetState:
+    """What a target can do here: run where its package finds a device, else only be written, else neither."""
     try:
-        found = devices()
+        devices = DEVICES[target]()
     except ImportError as error:
         return TargetState(target=target, verdict="missing", detail=f"pip install {package} ({error})")
-    except Exception as error:  # a vendor's library may fail in its own way, and the report must go on
+    except Exception as error:  # a vendor's library fails in its own ways, and the report must go on
         return TargetState(target=target, verdict="builds only", detail=f"no device could be asked: {error}")
-    verdict: Verdict = "usable" if found else "builds only"
-    return TargetState(target=target, verdict=verdict, detail=", ".join(found) or "no device found")
+    verdict: Verdict = "usable" if devices else "builds only"
+    return TargetState(target=target, verdict=verdict, detail=", ".join(devices) or "no device found")
 
 
 def _openvino_devices() -> list[str]:
@@ -79,19 +84,13 @@ def _onnx_devices() -> list[str]:
     import onnx
     import onnxruntime
 
-    return [f"onnx {onnx.__version__}", *onnxruntime.get_available_providers()]
+    # Azure's provider calls a remote service; it is listed everywhere and is no device.
+    providers = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
+    return [f"onnx {onnx.__version__}", *providers]
 
 
-def _later(target: str) -> TargetState:
-    return TargetState(target=target, verdict="not in this release", detail="see CHANGELOG.md")
-
-
-PROBES: tuple[Callable[[], TargetState], ...] = (
-    lambda: _state("openvino", "openvino nncf", _openvino_devices),
-    lambda: _state("onnx", "onnx onnxscript onnxruntime", _onnx_devices),
-    lambda: _later("trt"),
-    lambda: _later("trt-rtx"),
-)
+DEVICES: dict[str, Callable[[], list[str]]] = {"openvino": _openvino_devices, "onnx": _onnx_devices}
+LATER = ("trt", "trt-rtx")
 
 
 def _warnings(isa: set[str]) -> list[str]:

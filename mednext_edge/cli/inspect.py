@@ -26,9 +26,10 @@ def inspect(
 
     Variant, kernel, classes and channels are read from the tensors themselves. Nothing in the file is executed.
 
-    \b
-    mednext-edge inspect nnUNet_results/.../fold_0
-    mednext-edge inspect model.pth --json
+    Examples:
+
+    - `mednext-edge inspect nnUNet_results/.../fold_0`
+    - `mednext-edge inspect model.pth --json`
     """
     from mednext_edge.bundle.manifest import MANIFEST
 

@@ -33,6 +33,12 @@ COMMANDS = (
 )
 
 
+class _State:
+    """What `run` must know after the parser's own context is gone."""
+
+    debug = False
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -49,8 +55,7 @@ def _group(
         bool, typer.Option("--debug", help=f"Show the traceback of an error; {DEBUG}=1 does the same.")
     ] = False,
 ) -> None:
-    if debug:
-        os.environ[DEBUG] = "1"
+    _State.debug = debug
 
 
 def _typer(help_text: str | None = None) -> typer.Typer:
@@ -87,12 +92,13 @@ def export_app() -> typer.Typer:
 def run(app: typer.Typer, name: str, args: Sequence[str] | None = None) -> int:
     """Run a program and return its exit code; deliberate errors and those of the system become one line on stderr."""
     command: Any = typer.main.get_command(app)
+    _State.debug = False
     try:
         command.main(args=args, prog_name=name)
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except (MednextEdgeError, OSError) as error:
-        if os.environ.get(DEBUG):
+        if _State.debug or os.environ.get(DEBUG):
             raise
         if isinstance(error, MednextEdgeError):
             show_error(str(error))

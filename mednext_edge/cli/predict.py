@@ -67,9 +67,10 @@ def predict(
 ) -> None:
     """Segment images; each label map lies on the grid of its image.
 
-    \b
-    mednext-edge predict hippocampus.openvino-int8 -i images -o labels --disable_tta
-    mednext-edge predict hippocampus.openvino-int8 -i images -o labels -num_parts 2 -part_id 0
+    Examples:
+
+    - `mednext-edge predict hippocampus.openvino-int8 -i images -o labels --disable_tta`
+    - `mednext-edge predict hippocampus.openvino-int8 -i images -o labels -num_parts 2 -part_id 0`
     """
     from mednext_edge.cli.sources import open_source
     from mednext_edge.data.dataset import list_images

@@ -65,9 +65,10 @@ def train(
     The run folder holds the plan, the log and, at the end, model.json with weights.safetensors, which every other
     command takes. After a kill, the same command with --resume goes on from the last whole epoch.
 
-    \b
-    mednext-edge train Task04_Hippocampus --variant S --kernel 3 --epochs 50 -o runs/hippocampus
-    mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try
+    Examples:
+
+    - `mednext-edge train Task04_Hippocampus --variant S --kernel 3 --epochs 50 -o runs/hippocampus`
+    - `mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try`
     """
     from mednext_edge.checkpoints import load, save
     from mednext_edge.data.dataset import open_dataset

@@ -18,7 +18,9 @@ def verify(
 
     An engine is executable code: do this after each copy. The digests show damage and mix-ups, not who made the bundle.
 
-    Example: mednext-edge verify hippocampus.openvino-int8
+    Example:
+
+    - `mednext-edge verify hippocampus.openvino-int8`
     """
     from mednext_edge.bundle import verify as verify_bundle
 
