@@ -14,6 +14,9 @@ from mednext_edge.bundle.swap import recover, replace, sibling, sync
 from mednext_edge.errors import ExportError, UsageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# What C++ libraries say who cannot write; OpenVINO drops the system's reason. In a folder that was
+# just made by this process, nothing but missing space is left as one.
+_FULL_WORDS = ("No space left on device", "iostream error")
 
 
 class BundleWriter:
@@ -136,6 +139,8 @@ def _is_full(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -166,6 +167,24 @@ def test_disk_full(bundle: Path) -> None:
         Path("/dev/full").write_bytes(b"x")
     assert snapshot(bundle) == before
     assert names(bundle.parent) == {bundle.name}
+
+
+@pytest.mark.parametrize("words", ["basic_ios::clear: iostream error", "write: No space left on device"])
+def test_disk_full_in_a_native_library(tmp_path: Path, words: str) -> None:
+    with pytest.raises(ExportError, match="is full"), BundleWriter(tmp_path / "out"):
+        raise RuntimeError(words)
+    assert not names(tmp_path)
+
+
+def test_openvino_on_a_full_disk(small_disk: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    opset = openvino.opset13
+    x = opset.parameter([1, 200_000], np.float32)
+    weights = np.random.default_rng(0).normal(size=(1, 200_000)).astype(np.float32)
+    model = openvino.Model([opset.add(x, opset.constant(weights))], [x])
+    with pytest.raises(ExportError, match="is full"), BundleWriter(small_disk / "out") as folder:
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    assert not names(small_disk)
 
 
 @pytest.fixture
