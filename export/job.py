@@ -80,13 +80,21 @@ class ExportOutcome(Frozen):
     gate: GateResult | None = None
 
 
+class GateFailure(AccuracyGateError):
+    """The drop exceeds what was allowed; `outcome` is what was written all the same, marked as failed."""
+
+    def __init__(self, message: str, outcome: ExportOutcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
 def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     """Load, fuse, quantise, convert, validate, publish.
 
     Everything that can be wrong with the request is checked before the first long step.
 
     Raises:
-        AccuracyGateError: the drop exceeds `max_drop`; the bundle is written, its gate marked `failed`.
+        GateFailure: the drop exceeds `max_drop`; the bundle is written, its gate marked `failed`.
         MednextEdgeError: anything else; then nothing is written.
     """
     start = time.monotonic()
@@ -143,9 +151,10 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         gate=validation.gate,
     )
     if validation.gate is not None and validation.gate.status == "failed":
-        raise AccuracyGateError(
+        raise GateFailure(
             f"{validation.gate.reason}; {out} is kept, marked as failed, with its report. "
-            "Allow the drop with --max-drop, calibrate on more data, or export at a higher precision"
+            "Allow the drop with --max-drop, calibrate on more data, or export at a higher precision",
+            outcome,
         )
     return outcome
 
@@ -204,7 +213,7 @@ class _Validation:
             path,
             shown.image.spacing,
             labels=self.model.task.labels,
-            names=("FP32", precision.upper()),
+            names=("FP32 (PyTorch)", f"{precision.upper()} ({self.request.target})"),
         )
 
 

@@ -19,7 +19,7 @@ from mednext_edge.models.families import build, describe_mednext
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.runtime.predictor import Predictor
-from mednext_edge.runtime.torch_session import TorchSession, in_layout
+from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 from mednext_edge.training.batches import BatchSource
 from mednext_edge.training.loss import SupervisedLoss
@@ -102,11 +102,10 @@ def train(
     """
     folder = RunFolder(out, plan, resume=resume)
     torch.manual_seed(plan.seed)
-    layout = torch.channels_last_3d if len(plan.patch) == 3 else torch.channels_last
     net = build(task.model)
     if init is not None:
         _copy_weights(net, init)
-    net = in_layout(net.to(device), layout).train()
+    net = net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, eps=plan.eps)
     amp = choose_amp(plan.amp, device)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=amp is torch.float16)
@@ -122,7 +121,7 @@ def train(
             group["lr"] = rate
         target = labels.to(device)
         with torch.autocast(torch.device(device).type, dtype=amp or torch.float32, enabled=amp is not None):
-            outputs = net(images.to(device).contiguous(memory_format=layout))
+            outputs = net(images.to(device))
         loss = loss_of(outputs, target)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -162,7 +161,7 @@ def train(
         )
 
     net.load_state_dict(folder.best_weights())
-    net = in_layout(net.cpu(), torch.contiguous_format).eval()
+    net = net.cpu().eval()
     assert isinstance(net, MedNeXt)
     net.do_ds = False
     return LoadedModel(net=net, task=task, source=Source(format="mednext-edge run", file=BEST, sha256=""))
