@@ -11,8 +11,8 @@ from pathlib import Path
 from mednext_edge.bundle import Gate, Manifest, read_manifest
 from mednext_edge.bundle.writer import refuse_taken
 from mednext_edge.checkpoints import load
-from mednext_edge.data.dataset import Case, Dataset, list_images, open_dataset
 from mednext_edge.data.case_files import nifti_files
+from mednext_edge.data.dataset import Case, Dataset, list_images, open_dataset
 from mednext_edge.environment import environment
 from mednext_edge.errors import AccuracyGateError, DataError, UsageError
 from mednext_edge.evaluation.gate import GateResult, check_gate
