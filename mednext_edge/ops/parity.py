@@ -38,6 +38,10 @@ def parity_weights(weight: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
             k = weight.shape[2 + axis]
             pad = k // 2
             taps = [t for t in range(k) if (t - p - pad) % 2 == 0]
+            if not taps:  # kernel 1 reaches no odd voxel: zeros, as one tap of zero
+                sub = torch.zeros_like(sub.narrow(2 + axis, 0, 1))
+                padding.append((0, 0))
+                continue
             # Correlation runs over rising input positions, that is falling taps.
             offsets = [(p + pad - t) // 2 for t in reversed(taps)]
             sub = sub.index_select(2 + axis, torch.tensor(taps[::-1], device=weight.device))

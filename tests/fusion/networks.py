@@ -1,0 +1,100 @@
+"""Networks in float64 with weights that leave no term of a rewrite at zero or one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mednext_edge.models.config import VARIANTS, MedNeXtConfig
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel, Source
+from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.task import Inference, Normalization, Preprocessing, Task
+
+TINY = MedNeXtConfig(
+    in_channels=2,
+    classes=3,
+    channels=4,
+    blocks=(1,) * 5,
+    expansion=(2, 3, 2, 3, 2),
+    down_expansion=(3, 2),
+    down_grn=(False,) * 2,
+)
+"""Two levels, with ratios that differ from stage to stage."""
+
+WITH_GRN = replace(TINY, grn=True, down_grn=(False, True))
+
+
+def levels(count: int) -> MedNeXtConfig:
+    """`TINY` with another number of down-samplings."""
+    return replace(
+        TINY,
+        channels=2,
+        blocks=(1,) * (2 * count + 1),
+        expansion=(2,) * (2 * count + 1),
+        down_expansion=(3,) * count,
+        down_grn=(False,) * count,
+    )
+
+
+def published(variant: str, *, monai: bool = False, channels: int = 2) -> MedNeXtConfig:
+    """A published variant with its block counts and ratios, but `channels` wide."""
+    expansion, blocks = VARIANTS[variant]
+    return MedNeXtConfig(
+        classes=3,
+        channels=channels,
+        expansion=expansion,
+        down_expansion=expansion[:4] if monai else expansion[1:5],
+        blocks=blocks,
+    )
+
+
+MEDNEXT: dict[str, MedNeXtConfig] = {
+    "tiny": TINY,
+    **{f"kernel {k}": replace(TINY, encoder_kernel=k, decoder_kernel=k) for k in (1, 5, 7)},
+    "two kernels": replace(TINY, encoder_kernel=3, decoder_kernel=7),
+    **{f"2-D, kernel {k}": replace(TINY, spatial_dims=2, encoder_kernel=k, decoder_kernel=k) for k in (3, 5, 7)},
+    "GRN": WITH_GRN,
+    "GRN, 2-D": replace(WITH_GRN, spatial_dims=2),
+    "GRN everywhere": replace(TINY, grn=True, down_grn=(True, True)),
+    "layer norm": replace(TINY, norm="layer"),
+    "layer norm, GRN, 2-D": replace(WITH_GRN, norm="layer", spatial_dims=2),
+    "deep supervision": replace(TINY, deep_supervision=True),
+    "deep supervision, GRN, layer norm": replace(WITH_GRN, deep_supervision=True, norm="layer"),
+    "no residuals": replace(TINY, residual=False, residual_resample=False),
+    "residuals in blocks only": replace(TINY, residual_resample=False),
+    **{f"{n} levels": levels(n) for n in (1, 3, 5)},
+    **{f"{v} as published": published(v) for v in VARIANTS},
+    **{f"{v} with MONAI's ratios": published(v, monai=True) for v in VARIANTS},
+}
+
+NETWORKS: dict[str, dict[str, MedNeXtConfig]] = {"mednext": MEDNEXT}
+"""Every family of the registry -> the shapes in which its rewrites are proven."""
+
+
+def loaded(config: MedNeXtConfig, seed: int = 0) -> LoadedModel:
+    """The network in float64, every parameter random: biases, scales and GRN's gates too."""
+    generator = torch.Generator().manual_seed(seed)
+    net = MedNeXt(config).double().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
+    spec = FAMILIES["mednext"].describe(net)
+    task = Task(
+        name="network",
+        model=spec,
+        preprocessing=Preprocessing(normalization=(Normalization(),) * config.in_channels),
+        inference=Inference(patch=(2 * config.divisor,) * config.spatial_dims),
+        labels={f"label-{i}": i for i in range(config.classes)},
+    )
+    return LoadedModel(net, task, Source(format="random", file="none", sha256="0" * 64))
+
+
+def image(config: MedNeXtConfig, batch: int = 1, seed: int = 0) -> Tensor:
+    """A random input, twice the divisor along the first axis, and the divisor along the others."""
+    generator = torch.Generator().manual_seed(seed)
+    spatial = (2 * config.divisor,) + (config.divisor,) * (config.spatial_dims - 1)
+    return torch.randn((batch, config.in_channels, *spatial), generator=generator, dtype=torch.float64)
