@@ -11,7 +11,6 @@ import typer
 
 from mednext_edge.cli.console import JSON_OPTION, NO_PROGRESS_OPTION, emit_json, one_of, say, track
 from mednext_edge.cli.sizes import parse_size
-from mednext_edge.errors import TargetUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from mednext_edge.data.dataset import Dataset
@@ -72,15 +71,17 @@ def train(
     """
     from mednext_edge.checkpoints import load, save
     from mednext_edge.data.dataset import open_dataset
-    from mednext_edge.training.loop import Progress, default_preprocessing, make_task
+    from mednext_edge.runtime.torch_session import torch_device
+    from mednext_edge.training.loop import Progress
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
+    from mednext_edge.training.task import make_task, plan_preprocessing
 
     size = parse_size(patch)
-    _check_device(device)
+    torch_device(device)  # refused before any image is read
     dataset = open_dataset(data)
     start = load(init) if init else None
-    recipe = start.task.preprocessing if start else default_preprocessing(len(dataset.channels))
+    recipe = start.task.preprocessing if start else plan_preprocessing(dataset)
     size = size or _planned_patch(dataset, recipe)
     plan = TrainingPlan(
         variant=variant,
@@ -126,21 +127,3 @@ def _planned_patch(dataset: Dataset, recipe: Preprocessing) -> tuple[int, ...]:
     size = plan_patch([prepare(case.image(), recipe).image.shape[1:] for case in some])
     say("patch " + " x ".join(map(str, size)) + ", planned from the images")
     return size
-
-
-def _check_device(name: str) -> None:
-    """Refuse a device before any image is read.
-
-    Raises:
-        UsageError: torch knows no such device.
-        TargetUnavailableError: this machine has none.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        kind = name.partition(":")[0]
-        if kind in ("cuda", "mps", "xpu"):
-            raise TargetUnavailableError(f"no device `{name}` here: {error}; use --device cpu") from error
-        raise UsageError(f"found --device {name}; expected a torch device, such as cpu or cuda") from error

@@ -21,8 +21,12 @@ def augmentation(plan: TrainingPlan, *, foreground: bool) -> mt.Compose:
     """
     # Rotation and scaling look outside the patch; cut a larger one first, so that its borders stay real.
     margin = tuple(math.ceil(n * 1.2) for n in plan.patch) if plan.augment else plan.patch
+    # The image gets that margin too, or its outermost voxels would never be within the central patch.
+    front = [m // 2 - n // 2 for m, n in zip(margin, plan.patch, strict=True)]
+    border = [side for m, n, f in zip(margin, plan.patch, front, strict=True) for side in (f, m - n - f)]
     steps: list[Any] = [
-        mt.SpatialPadd(KEYS, spatial_size=margin, mode="constant"),
+        mt.SpatialPadd(KEYS, spatial_size=plan.patch, mode="constant"),
+        mt.BorderPadd(KEYS, spatial_border=border, mode="constant"),
         mt.RandCropByPosNegLabeld(
             KEYS, label_key="label", spatial_size=margin, pos=int(foreground), neg=1 - int(foreground), num_samples=1
         )

@@ -20,7 +20,8 @@ class BatchSource:
     """Draws augmented patches from prepared cases.
 
     Args:
-        cases: training images with labels, after preprocessing; they stay in memory.
+        cases: training images with labels, after preprocessing; they stay in memory. Of a 2-D patch's cases
+            each sample is one slice.
         plan: patch, batch size, augmentation, seed.
 
     Raises:
@@ -52,10 +53,11 @@ class BatchSource:
             wanted = i >= plan.batch - on_foreground and self._has_foreground[index]
             pipeline = self._pipelines[wanted]
             pipeline.set_random_state(seed=int(rng.randint(2**31 - 1)))
-            out = pipeline(dict(self._samples[index]))
-            sample = out[0] if isinstance(out, list) else out
-            images.append(_plain(sample["image"]))
-            labels.append(_plain(sample["label"]).round())
+            sample = self._samples[index]
+            out = pipeline(dict(sample) if len(plan.patch) == 3 else _slice(sample, wanted, rng))
+            patch = out[0] if isinstance(out, list) else out
+            images.append(_plain(patch["image"]))
+            labels.append(_plain(patch["label"]).round())
         return torch.stack(images), torch.stack(labels)
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,6 +69,15 @@ class BatchSource:
                 current = ahead.result()
                 ahead = pool.submit(self.batch, step + 1) if step + 1 < stop else None
                 yield current
+
+
+def _slice(sample: dict[str, Tensor], foreground: bool, rng: np.random.RandomState) -> dict[str, Tensor]:
+    """One slice of [C, Z, Y, X], of those with foreground if asked for."""
+    slices = torch.arange(sample["label"].shape[1])
+    if foreground:
+        slices = slices[(sample["label"] > 0).any(-1).any(-1)[0]]
+    z = int(slices[int(rng.randint(len(slices)))])
+    return {name: tensor[:, z] for name, tensor in sample.items()}
 
 
 def _plain(x: Tensor) -> Tensor:

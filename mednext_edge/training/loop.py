@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import CheckpointError, DataError
-from mednext_edge.models.config import mednext_config
-from mednext_edge.models.families import build, describe_mednext
+from mednext_edge.models.families import build
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.runtime.torch_session import TorchSession
-from mednext_edge.task import Inference, Normalization, Preprocessing, Task
+from mednext_edge.task import Task
 from mednext_edge.training.batches import BatchSource
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.plan import Amp, TrainingPlan
@@ -42,33 +41,6 @@ class Progress:
     rate: float
     seconds: float
     validation: dict[str, float] | None = None
-
-
-def default_preprocessing(channels: int) -> Preprocessing:
-    """Per-case z-score on the stored grid: what data without a plan gets."""
-    return Preprocessing(normalization=(Normalization(scheme="zscore"),) * channels)
-
-
-def make_task(dataset: Dataset, plan: TrainingPlan, preprocessing: Preprocessing | None = None) -> Task:
-    """The task of a network trained on this dataset with this plan."""
-    config = mednext_config(
-        plan.variant,
-        in_channels=len(dataset.channels),
-        classes=len(dataset.labels),
-        kernel=plan.kernel,
-        spatial_dims=len(plan.patch),
-        grn=plan.grn,
-        deep_supervision=True,
-    )
-    with torch.device("meta"):
-        spec = describe_mednext(MedNeXt(config))
-    return Task(
-        name=dataset.name,
-        model=spec,
-        preprocessing=preprocessing or default_preprocessing(len(dataset.channels)),
-        inference=Inference(patch=plan.patch, mirror_axes=plan.mirror_axes),
-        labels=dataset.labels,
-    )
 
 
 def train(
@@ -109,8 +81,8 @@ def train(
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, eps=plan.eps)
     amp = choose_amp(plan.amp, device)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=amp is torch.float16)
-    counters = folder.restore(net, optimizer, scaler)
     source = BatchSource([_prepare(case, task) for case in dataset.training], plan)
+    counters = folder.restore(net, optimizer, scaler)
     loss_of = SupervisedLoss(batch_dice=plan.batch_dice)
 
     clock = time.monotonic() - counters.seconds

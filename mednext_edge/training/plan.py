@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mednext_edge.errors import UsageError
+from mednext_edge.registry import unknown_name
 
 Amp = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -60,8 +61,19 @@ class TrainingPlan:
             raise UsageError("batch, epochs, steps and validate-every must be at least 1")
         if any(n % 16 or n < 16 for n in self.patch) or max(self.patch, default=0) < 32:
             raise UsageError(f"patch {self.patch}: every side must be a multiple of 16, and one at least 32")
+        if not set(self.mirror_axes) <= set(range(len(self.patch))):
+            raise UsageError(f"mirror axes {self.mirror_axes}: a patch of {len(self.patch)} sides has axes from 0 on")
         if not 0 <= self.foreground <= 1:
             raise UsageError(f"foreground share {self.foreground} is not within 0..1")
+        for name in ("learning_rate", "eps", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UsageError(f"found {name.replace('_', ' ')} {getattr(self, name)}; expected a number above 0")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UsageError(f"found weight decay {self.weight_decay}; expected 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"found seed {self.seed}; expected 0 to {2**32 - 1}")
+        if self.amp not in get_args(Amp):
+            raise unknown_name("precision", self.amp, get_args(Amp))
 
     @property
     def total_steps(self) -> int:

@@ -36,7 +36,7 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: created when missing.
+        path: created by `restore` when missing, so that a request that fails before leaves nothing.
         plan: what is to be run.
         resume: go on with the run that is there.
 
@@ -45,7 +45,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, plan: TrainingPlan, *, resume: bool) -> None:
-        self.path = path
+        self.path, self._plan = path, plan
         found = path / PLAN
         if found.exists():
             if not resume:
@@ -57,12 +57,16 @@ class RunFolder:
                     f"{path} was started with another plan ({', '.join(changed)} differ); "
                     "resume with the same options, or choose another --out"
                 )
-            return
-        path.mkdir(parents=True, exist_ok=True)
-        self._write(PLAN, _dump(plan).encode())
 
     def restore(self, net: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Counters:
-        """Put the newest whole epoch into the network and optimiser; zero counters when there is none."""
+        """Start the run: put the newest whole epoch into the network and optimiser; zero counters when there is none.
+
+        Raises:
+            CheckpointError: the last checkpoint is damaged.
+        """
+        if not (self.path / PLAN).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write(PLAN, _dump(self._plan).encode())
         if not (self.path / LAST).exists():
             return Counters()
         saved = _load(self.path / LAST)
