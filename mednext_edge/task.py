@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Frozen(BaseModel):
@@ -48,6 +48,9 @@ class Normalization(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+AXES = ("RL", "AP", "SI")
+
+
 class Preprocessing(Frozen):
     """nnU-Net's recipe from file to network input, in this order.
 
@@ -73,7 +76,28 @@ class Preprocessing(Frozen):
     spacing: tuple[float, ...] | None = None
     image_order: int = Field(default=3, ge=0, le=5)
     label_order: int = Field(default=1, ge=0, le=5)
-    anisotropy_threshold: float = 3.0
+    anisotropy_threshold: float = Field(default=3.0, ge=1)
+
+    @field_validator("orientation")
+    @classmethod
+    def _axis_codes(cls, codes: str | None) -> str | None:
+        if codes is not None and (len(codes) != 3 or [sum(c in pair for c in codes) for pair in AXES] != [1, 1, 1]):
+            raise ValueError(f"`{codes}` are no axis codes; expected one each of R or L, A or P, S or I, such as RAS")
+        return codes
+
+    @field_validator("transpose")
+    @classmethod
+    def _permutation(cls, transpose: tuple[int, ...]) -> tuple[int, ...]:
+        if sorted(transpose) != [0, 1, 2]:
+            raise ValueError(f"{transpose} is no permutation of the axes (0, 1, 2)")
+        return transpose
+
+    @field_validator("spacing")
+    @classmethod
+    def _positive(cls, spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if spacing is not None and not (len(spacing) in (2, 3) and all(0 < s < float("inf") for s in spacing)):
+            raise ValueError(f"{spacing} is no voxel size in mm")
+        return spacing
 
 
 class Inference(Frozen):

@@ -23,7 +23,7 @@ from mednext_edge.task import Task
 Array = NDArray[np.float32]
 FOREGROUND = 2 / 3
 # About 8 patches of 128^3, and never so few that one image decides, nor so many that it takes an hour.
-VOXELS, FEWEST, MOST = 2**24, 8, 64
+VOXELS, FEWEST, MOST = 2**24, 8, 32
 
 
 @dataclass(frozen=True)

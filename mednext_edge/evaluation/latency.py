@@ -102,7 +102,7 @@ def _latency(patch: tuple[int, ...], session: Session, first: float, taken: Sequ
     p50, p90, p99 = (float(p) for p in np.percentile(taken, [50, 90, 99]))
     return Latency(
         patch=patch,
-        threads=getattr(session, "threads", None),
+        threads=session.threads,
         p50_ms=p50,
         p90_ms=p90,
         p99_ms=p99,

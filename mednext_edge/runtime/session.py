@@ -21,12 +21,14 @@ class Session(ABC):
         provider: name and version of the engine, such as `openvino 2026.4.1`.
         precision: the precision that was asked for, such as `int8`.
         patch: spatial size the engine was compiled for; None takes any multiple of the network's divisor.
+        threads: CPU threads it was given; None left the choice to the engine.
     """
 
     task: Task
     provider: str
     precision: str
     patch: tuple[int, ...] | None
+    threads: int | None = None
 
     def run(self, x: Array) -> Array:
         """[N, C, *patch] float32 -> logits [N, classes, *patch] float32.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
+import nibabel as nib
 import torch
 
 from mednext_edge.data.dataset import Dataset
@@ -23,6 +25,9 @@ LOOKED_AT = 25
 def plan_preprocessing(dataset: Dataset) -> Preprocessing:
     """Per-case z-score on the stored grid, over the non-zero voxels alone where the images are masked.
 
+    Images are turned to the orientation that most of the training images have, so that one stored the other way
+    round looks to the network as those do.
+
     Args:
         dataset: up to 25 of its training images are read.
 
@@ -30,13 +35,15 @@ def plan_preprocessing(dataset: Dataset) -> Preprocessing:
         DataError: an image cannot be read.
     """
     plain = Preprocessing(normalization=(Normalization(scheme="zscore"),) * len(dataset.channels))
-    kept = []
+    kept, orientations = [], Counter[str]()
     for case in dataset.training[:: max(1, len(dataset.training) // LOOKED_AT)][:LOOKED_AT]:
         image = case.image()
+        orientations["".join(nib.aff2axcodes(image.affine))] += 1
         kept.append(math.prod(prepare(image, plain).image.shape[1:]) / math.prod(image.spatial))
     masked = bool(kept) and sorted(kept)[len(kept) // 2] < MASKED_BELOW
-    return plain.model_copy(
-        update={"normalization": (Normalization(scheme="zscore", masked=masked),) * len(dataset.channels)}
+    return Preprocessing(
+        orientation=orientations.most_common(1)[0][0] if orientations else None,
+        normalization=(Normalization(scheme="zscore", masked=masked),) * len(dataset.channels),
     )
 
 
