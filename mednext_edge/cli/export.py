@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from mednext_edge.cli.console import (
 from mednext_edge.cli.report import show_report
 from mednext_edge.cli.sizes import parse_size
 from mednext_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from mednext_edge.export.job import ExportOutcome
 
 # As in the table of targets, which is not imported for a help text; a test compares the two.
 TARGETS = ("onnx", "openvino")
@@ -100,7 +103,7 @@ def export(
     """
     if int8 and precision not in (None, "int8"):
         raise UsageError(f"found --int8 and --precision {precision}; give one of them")
-    from mednext_edge.export.job import ExportRequest, run_export
+    from mednext_edge.export.job import ExportRequest, GateFailure, run_export
 
     request = ExportRequest(
         checkpoint=checkpoint,
@@ -117,15 +120,22 @@ def export(
         dynamic=dynamic,
         dry_run=dry_run,
     )
-    with track(not no_progress) as progress:
-        outcome = run_export(request, progress)
-    if json:
-        emit_json(outcome)
-    elif not outcome.written:
+    tell = emit_json if json else _show
+    try:
+        with track(not no_progress) as progress:
+            outcome = run_export(request, progress)
+    except GateFailure as failure:
+        tell(failure.outcome)
+        raise
+    tell(outcome)
+
+
+def _show(outcome: ExportOutcome) -> None:
+    if not outcome.written:
         show_facts("Nothing was written; this is what would be done", outcome.plan.items())
-    else:
-        if outcome.report is not None:
-            show_report(outcome.report)
-        if outcome.gate is not None:
-            say(f"accuracy gate {outcome.gate.status}: {outcome.gate.reason}")
-        say(f"{outcome.path} written in {outcome.seconds:.0f} s", "green")
+        return
+    if outcome.report is not None:
+        show_report(outcome.report)
+    if outcome.gate is not None:
+        say(f"accuracy gate {outcome.gate.status}: {outcome.gate.reason}")
+    say(f"{outcome.path} written in {outcome.seconds:.0f} s", "green")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -93,6 +94,10 @@ def run(app: typer.Typer, name: str, args: Sequence[str] | None = None) -> int:
     """Run a program and return its exit code; deliberate errors and those of the system become one line on stderr."""
     command: Any = typer.main.get_command(app)
     _State.debug = False
+    if not sys.warnoptions:
+        # Libraries warn their own developers of what they will change.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
     try:
         command.main(args=args, prog_name=name)
     except SystemExit as done:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mednext_edge.bundle import Manifest, verify
-from mednext_edge.errors import TargetUnavailableError
+from mednext_edge.errors import TargetUnavailableError, UsageError
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.registry import Registry
 from mednext_edge.runtime.session import Session
@@ -52,6 +52,7 @@ def open(
     Raises:
         IntegrityError: not a bundle, or one whose digests do not match.
         TargetUnavailableError: the engine still has to be built, or its device or package is not here.
+        UsageError: another patch than the one a fixed engine was exported for.
         ExportError: the engine refuses its file.
     """
     if isinstance(model, LoadedModel):
@@ -67,8 +68,14 @@ def open_engine(folder: Path, manifest: Manifest, options: OpenOptions) -> Sessi
 
     Raises:
         TargetUnavailableError: the engine still has to be built, or its device or package is not here.
+        UsageError: another patch than the one a fixed engine was exported for.
         ExportError: the engine refuses its file.
     """
+    if options.patch not in (None, manifest.input.patch) and None not in manifest.input.shape:
+        raise UsageError(
+            f"found the patch {options.patch}; {folder} takes {manifest.input.patch} alone. "
+            "Export with --dynamic, or with this --patch"
+        )
     if manifest.engine.status == "deferred":
         raise TargetUnavailableError(
             f"{folder}: the engine is not built yet; run `mednext-edge build {folder}` on the device"

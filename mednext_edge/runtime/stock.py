@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import openvino as ov
 import torch
+from torch import nn
 
 from mednext_edge.models.families import build
 from mednext_edge.models.mednext import MedNeXt
@@ -13,19 +15,22 @@ from mednext_edge.runtime.openvino_session import OpenVinoSession
 from mednext_edge.task import Task
 
 
-def stock_session(task: Task, patch: Sequence[int], *, threads: int | None = None) -> OpenVinoSession:
+def stock_session(
+    task: Task, patch: Sequence[int], *, net: nn.Module | None = None, threads: int | None = None
+) -> OpenVinoSession:
     """A task's network in its training form, converted by `openvino.convert_model`, run in FP32 on the CPU.
-
-    Its weights are random: they decide what it answers, not how long it takes.
 
     Args:
         patch: spatial size it is converted for.
+        net: in its training form; None takes random weights, which decide what it answers, not how long it takes.
         threads: CPU threads; None lets OpenVINO choose.
     """
-    net = build(task.model).eval()
+    net = (build(task.model) if net is None else net).eval()
     if isinstance(net, MedNeXt):
         net.do_ds = False
     shape = [1, task.model.in_channels, *patch]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # The tracer warns that the shape checks inside PyTorch's norms become constants, as they should.
+        warnings.simplefilter("ignore")
         model = ov.convert_model(net, example_input=torch.zeros(shape), input=[shape])
     return OpenVinoSession(model, task, "fp32", threads=threads)

@@ -7,9 +7,28 @@ import copy
 import torch
 from torch import nn
 
+from mednext_edge.errors import TargetUnavailableError, UsageError
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.runtime.session import Array, Session
 from mednext_edge.task import Task
+
+
+def torch_device(name: str | torch.device) -> torch.device:
+    """A device that tensors can be put on here.
+
+    Raises:
+        UsageError: torch knows no such device.
+        TargetUnavailableError: this machine, or this build of torch, has none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"found the device `{name}`; PyTorch runs on cpu, cuda, mps or xpu") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
+        raise TargetUnavailableError(f"no device `{name}` here ({str(error).splitlines()[0]}); use cpu") from error
+    return device
 
 
 class TorchSession(Session):
@@ -20,6 +39,9 @@ class TorchSession(Session):
         task: what it is for.
         device: a torch device.
         threads: CPU threads while it runs; None leaves PyTorch's setting.
+
+    Raises:
+        UsageError, TargetUnavailableError: see `torch_device`.
     """
 
     def __init__(
@@ -30,7 +52,7 @@ class TorchSession(Session):
         self.provider = f"torch {torch.__version__}"
         self.precision = "fp32"
         self.patch = None
-        self.device = torch.device(device)
+        self.device = torch_device(device)
         # Contiguous on purpose: PyTorch's channels-last GroupNorm on CPUs cancels digits (1e-2 off on real images).
         self._net: nn.Module | None = net.to(self.device)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import mednext_edge as mx
 from mednext_edge.checkpoints import save
 from mednext_edge.cli.main import edge_app, export_app, run
 from mednext_edge.models.loaded import LoadedModel
@@ -63,6 +64,14 @@ def checkpoint(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory
     """The tiny model in our own format."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save(folder, tiny_model, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model for OpenVINO in FP32; read only."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny.openvino-fp32"
+    mx.export(tiny_model, target="openvino", out=folder)
     return folder
 
 

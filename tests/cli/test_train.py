@@ -1,0 +1,60 @@
+"""`mednext-edge train`: a run to the end, resuming, wrong requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mednext_edge.checkpoints import load
+
+from .conftest import Cli
+
+SHORT = ["--epochs", 1, "--steps", 2, "--batch", 1, "--patch", 32, 16, 16, "--no-augment"]
+
+
+def test_run_leaves_a_model_for_the_other_commands(edge: Cli, dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = edge("train", dataset, *SHORT, "-o", out, "--seed", 7, "--json")
+    assert done.code == 0, done.err
+    assert done.json["plan"]["seed"] == 7
+    assert set(done.json["dice"]) == {"one", "two"}
+    model = load(out)
+    assert model.task.inference.patch == (32, 16, 16)
+    assert model.task.labels == {"background": 0, "one": 1, "two": 2}
+    found = edge("inspect", out, "--json").json["provenance"]
+    assert (found["step"], found["data"], found["plan"]["variant"]) == (2, "small", "S")
+
+    again = edge("train", dataset, *SHORT, "-o", out, "--seed", 7)
+    assert again.code == 2
+    assert "--resume" in again.err
+    other = edge("train", dataset, *SHORT, "-o", out, "--seed", 8, "--resume")
+    assert other.code == 2
+    assert "seed" in other.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--variant", "XL"], 2, "Did you mean `L`"),
+        (["--kernel", "4"], 2, "odd number"),
+        (["--amp", "fp8"], 2, "Did you mean `fp"),
+        (["--patch", "30", "16", "16"], 2, "multiple of 16"),
+        (["--device", "gpu"], 2, "gpu"),
+        (["--init", "/nowhere"], 1, "/nowhere"),
+    ],
+)
+def test_wrong_requests_leave_nothing(
+    edge: Cli, dataset: Path, tmp_path: Path, flags: list[str], code: int, words: str
+) -> None:
+    done = edge("train", dataset, *SHORT, "-o", tmp_path / "run", *flags)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_there(edge: Cli, tmp_path: Path) -> None:
+    done = edge("train", tmp_path / "absent", "-o", tmp_path / "run")
+    assert (done.code, done.out) == (1, "")
+    assert "absent" in done.err
+    assert not (tmp_path / "run").exists()
