@@ -47,7 +47,9 @@ def augmentation(plan: TrainingPlan, *, foreground: bool) -> mt.Compose:
         mt.RandGaussianSmoothd("image", prob=0.1, sigma_x=(0.5, 1), sigma_y=(0.5, 1), sigma_z=(0.5, 1)),
         mt.RandScaleIntensityd("image", prob=0.15, factors=0.25),
         mt.RandScaleIntensityFixedMeand("image", prob=0.15, factors=0.25, preserve_range=True),
-        mt.RandSimulateLowResolutiond("image", prob=0.125, zoom_range=(0.5, 1.0)),
+        mt.RandSimulateLowResolutiond(
+            "image", prob=0.125, zoom_range=(0.5, 1.0), upsample_mode="trilinear" if dims == 3 else "bilinear"
+        ),
         mt.RandAdjustContrastd("image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
         mt.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
     ]

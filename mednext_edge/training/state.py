@@ -124,5 +124,6 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read back: {error}; remove it to start again") from error
+        # PyTorch's own words are a page on how to switch its safety off.
+        raise CheckpointError(f"{path} cannot be read back, it is damaged; remove it to start again") from error
     return saved
