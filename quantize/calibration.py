@@ -73,13 +73,11 @@ def draw(
     patches: list[Array] = []
     names: list[str] = []
     foreground = 0
-    per_case = math.ceil(count / len(cases))
-    for index in order:
-        if len(patches) == count:
-            break
+    share, rest = divmod(count, len(cases))
+    for position, index in enumerate(order[:count]):
         case = cases[int(index)]
         prepared = prepare(case.image(), task.preprocessing, case.labels() if case.labels is not None else None)
-        for _ in range(min(per_case, count - len(patches))):
+        for _ in range(share + (position < rest)):
             cut, holds = _cut(prepared, size, task.model.spatial_dims, rng)
             foreground += holds
             digest.update(cut.tobytes())
@@ -95,17 +93,17 @@ def draw(
 def _cut(prepared: Prepared, patch: tuple[int, ...], dims: int, rng: np.random.Generator) -> tuple[Array, bool]:
     """One patch [1, C, *patch], and whether it is known to hold foreground."""
     image, labels = prepared.image, prepared.labels
+    # What the patch is to be centred on; None is anywhere.
+    sought = labels if labels is not None and labels.any() and rng.random() < FOREGROUND else None
     if dims == 2 and image.ndim == 4:
-        z = int(rng.integers(image.shape[1]))
-        if labels is not None and labels.any() and rng.random() < FOREGROUND:
-            z = int(rng.choice(np.flatnonzero(labels.any(axis=(1, 2)))))
-        image, labels = image[:, z], None if labels is None else labels[z]
+        z = int(rng.integers(image.shape[1]) if sought is None else rng.choice(np.flatnonzero(sought.any(axis=(1, 2)))))
+        image = image[:, z]
+        labels, sought = (None if array is None else array[z] for array in (labels, sought))
     spatial = image.shape[1:]
-    centre = [int(rng.integers(n)) for n in spatial]
-    if labels is not None and rng.random() < FOREGROUND:
-        found = np.flatnonzero(labels)
-        if len(found):
-            centre = [int(i) for i in np.unravel_index(int(rng.choice(found)), spatial)]
+    if sought is None:
+        centre = [int(rng.integers(n)) for n in spatial]
+    else:
+        centre = [int(i) for i in np.unravel_index(int(rng.choice(np.flatnonzero(sought))), spatial)]
     window, padding = [], [(0, 0)]
     for c, n, size in zip(centre, spatial, patch, strict=True):
         start = min(max(c - size // 2, 0), max(n - size, 0))
