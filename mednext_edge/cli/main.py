@@ -102,12 +102,15 @@ def run(app: typer.Typer, name: str, args: Sequence[str] | None = None) -> int:
         command.main(args=args, prog_name=name)
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except (MednextEdgeError, OSError) as error:
+    except (MednextEdgeError, OSError, MemoryError) as error:
         if _State.debug or os.environ.get(DEBUG):
             raise
         if isinstance(error, MednextEdgeError):
             show_error(str(error))
             return error.exit_code
+        if isinstance(error, MemoryError):
+            show_error(f"not enough memory ({error}); use a smaller --patch, or a machine with more")
+            return 1
         # A full disk, a missing right, a vanished share: the system's own words name the file.
         show_error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         return 1

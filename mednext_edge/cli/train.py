@@ -15,7 +15,7 @@ from mednext_edge.cli.sizes import parse_size
 if TYPE_CHECKING:
     from mednext_edge.data.dataset import Dataset
     from mednext_edge.task import Preprocessing
-    from mednext_edge.training.plan import Amp
+    from mednext_edge.training.plan import Amp, TrainingPlan
 
 AMP = ("auto", "fp32", "bf16", "fp16")
 
@@ -75,6 +75,7 @@ def train(
     from mednext_edge.training.loop import Progress
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
+    from mednext_edge.training.state import RunFolder
     from mednext_edge.training.task import make_task, plan_preprocessing
 
     size = parse_size(patch)
@@ -99,23 +100,32 @@ def train(
         seed=seed,
     )
     task = make_task(dataset, plan, recipe)
-    last: dict[str, Any] = {}
     with track(not no_progress) as progress:
 
         def on_step(step: Progress) -> None:
             progress(f"train · loss {step.loss:.3f} · Dice {step.dice:.3f}", step.step, step.total)
-            last.update(step=step.step, loss=step.loss, seconds=step.seconds)
             if step.validation is not None:
-                last["dice"] = step.validation
                 say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
 
         model = run(dataset, task, plan, out, init=start, resume=resume, device=device, on_step=on_step)
-    command = shlex.join(["mednext-edge", *sys.argv[1:]])
-    save(out, model, provenance={"command": command, "data": dataset.name, "plan": plan.to_dict(), **last})
+    record = _record(data, plan, RunFolder(out, plan, resume=True).history())
+    save(out, model, provenance=record)
     if json:
-        emit_json({"model": out, "task": task, "plan": plan.to_dict(), **last})
+        emit_json({"model": out, "task": task, **record})
         return
     say(f"{out / 'model.json'} written; export it with `mednext-export {out} --calib {data} --int8`", "green")
+
+
+def _record(data: str, plan: TrainingPlan, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the weights came to be: command, data, plan, and the epochs that ended and that validated best."""
+    validated = [epoch for epoch in history if epoch["dice"] is not None]
+    return {
+        "command": shlex.join(["mednext-edge", *sys.argv[1:]]),
+        "data": data,
+        "plan": plan.to_dict(),
+        "last": history[-1],
+        "best": max(validated, key=lambda epoch: float(epoch["dice"]), default=None),
+    }
 
 
 def _planned_patch(dataset: Dataset, recipe: Preprocessing) -> tuple[int, ...]:

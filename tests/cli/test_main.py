@@ -108,10 +108,11 @@ def test_debug_shows_the_traceback(edge: Cli, monkeypatch: pytest.MonkeyPatch, h
         (OSError(errno.ENOSPC, "No space left on device", "out/x.bin"), "No space left on device: out/x.bin"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "Permission denied: /root/x"),
         (OSError("broken"), "broken"),
+        (MemoryError("2 GiB"), "not enough memory (2 GiB); use a smaller --patch, or a machine with more"),
     ],
 )
 def test_errors_of_the_system_need_no_traceback(
-    edge: Cli, monkeypatch: pytest.MonkeyPatch, error: OSError, line: str
+    edge: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
 ) -> None:
     def fail(_: Path) -> None:
         raise error

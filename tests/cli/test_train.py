@@ -18,12 +18,17 @@ def test_run_leaves_a_model_for_the_other_commands(edge: Cli, dataset: Path, tmp
     done = edge("train", dataset, *SHORT, "-o", out, "--seed", 7, "--json")
     assert done.code == 0, done.err
     assert done.json["plan"]["seed"] == 7
-    assert set(done.json["dice"]) == {"one", "two"}
+    assert set(done.json["best"]["dice_per_class"]) == {"one", "two"}
     model = load(out)
     assert model.task.inference.patch == (32, 16, 16)
     assert model.task.labels == {"background": 0, "one": 1, "two": 2}
     found = edge("inspect", out, "--json").json["provenance"]
-    assert (found["step"], found["data"], found["plan"]["variant"]) == (2, "small", "S")
+    assert (found["last"]["step"], found["data"], found["plan"]["variant"]) == (2, str(dataset), "S")
+
+    weights = (out / "weights.safetensors").read_bytes()
+    finished = edge("train", dataset, *SHORT, "-o", out, "--seed", 7, "--resume", "--json")
+    assert (finished.code, finished.json["last"]) == (0, done.json["last"])
+    assert (out / "weights.safetensors").read_bytes() == weights
 
     again = edge("train", dataset, *SHORT, "-o", out, "--seed", 7)
     assert again.code == 2
