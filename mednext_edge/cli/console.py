@@ -101,7 +101,10 @@ def track(enabled: bool = True) -> Iterator[Report]:
         def report(what: str, done: int, total: int) -> None:
             stage = what.partition(" · ")[0]
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage)
+                for task in progress.tasks:
+                    if task.total is None:  # a stage of unknown length ends where the next one starts
+                        progress.update(task.id, total=1, completed=1)
+                tasks[stage] = progress.add_task(stage, total=total or None)
             progress.update(tasks[stage], description=escape(what), completed=done, total=total or None)
 
         yield report

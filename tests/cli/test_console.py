@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from mednext_edge.cli import console
 from mednext_edge.cli.console import emit_json, one_of, show_facts, show_table, track
 from mednext_edge.errors import UnknownNameError
 from mednext_edge.task import Inference
@@ -38,6 +41,20 @@ def test_progress_off_a_terminal_is_one_line_a_stage(capsys: pytest.CaptureFixtu
             report(f"train · loss {1 / (step + 1):.2f}", step, 5)
         report("convert", 0, 0)
     assert capsys.readouterr().err == "train\nconvert\n"
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=screen, force_terminal=True, width=100, color_system=None))
+    with track() as report:
+        report("convert [x]", 0, 0)
+        for step in range(1, 4):
+            report(f"train · loss {1 / step:.2f}", step, 3)
+    *_, first, second = (line.strip() for line in screen.getvalue().splitlines() if "━" in line)
+    assert "convert [x] " in first
+    assert " 1/1 " in first  # its length was not known; it was over when training began
+    assert "train · loss 0.33" in second
+    assert " 3/3 " in second
 
 
 def test_no_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
