@@ -51,6 +51,14 @@ def train(
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of weights, patches and augmentation.")] = 0,
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="nnU-Net's augmentation.")] = True,
+    masked: Annotated[
+        bool | None,
+        typer.Option(
+            "--masked-norm/--whole-norm",
+            help="Normalise intensities over the non-zero voxels alone, or over the whole image. "
+            "[default: as nnU-Net decides, by how much of the images is zero]",
+        ),
+    ] = None,
     init: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights instead of random ones.")
     ] = None,
@@ -82,7 +90,7 @@ def train(
     torch_device(device)  # refused before any image is read
     dataset = open_dataset(data)
     start = load(init) if init else None
-    recipe = start.task.preprocessing if start else plan_preprocessing(dataset)
+    recipe = start.task.preprocessing if start else plan_preprocessing(dataset, masked=masked)
     size = size or _planned_patch(dataset, recipe)
     plan = TrainingPlan(
         variant=variant,

@@ -22,7 +22,7 @@ MASKED_BELOW = 0.75
 LOOKED_AT = 25
 
 
-def plan_preprocessing(dataset: Dataset) -> Preprocessing:
+def plan_preprocessing(dataset: Dataset, *, masked: bool | None = None) -> Preprocessing:
     """Per-case z-score on the stored grid, over the non-zero voxels alone where the images are masked.
 
     Images are turned to the orientation that most of the training images have, so that one stored the other way
@@ -30,6 +30,7 @@ def plan_preprocessing(dataset: Dataset) -> Preprocessing:
 
     Args:
         dataset: up to 25 of its training images are read.
+        masked: whether the z-score looks at the non-zero voxels alone; None decides by nnU-Net's rule.
 
     Raises:
         DataError: an image cannot be read.
@@ -40,7 +41,8 @@ def plan_preprocessing(dataset: Dataset) -> Preprocessing:
         image = case.image()
         orientations["".join(nib.aff2axcodes(image.affine))] += 1
         kept.append(math.prod(prepare(image, plain).image.shape[1:]) / math.prod(image.spatial))
-    masked = bool(kept) and sorted(kept)[len(kept) // 2] < MASKED_BELOW
+    if masked is None:
+        masked = bool(kept) and sorted(kept)[len(kept) // 2] < MASKED_BELOW
     return Preprocessing(
         orientation=orientations.most_common(1)[0][0] if orientations else None,
         normalization=(Normalization(scheme="zscore", masked=masked),) * len(dataset.channels),
