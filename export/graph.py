@@ -54,7 +54,10 @@ def to_onnx(
     shapes = None
     if dynamic:
         sizes = {2 + i: divisor * torch.export.Dim(name, min=2) for i, name in enumerate(AXES[spec.spatial_dims])}
-        shapes = ({0: None, 1: None, **sizes},)
+        fixed = torch.export.Dim.STATIC
+        shapes = ({0: fixed, 1: fixed, **sizes},)
+        # The exporter takes a size of one for a constant; the graph does not depend on the sizes it was traced with.
+        patch = tuple(max(n, 2 * divisor) for n in patch)
     net = _Half(model.net) if half else model.net
     try:
         with _quiet():

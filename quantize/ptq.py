@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 import nncf
@@ -22,13 +22,16 @@ Model = TypeVar("Model")
 OVERFLOW_FIX = nncf.OverflowFix.ENABLE
 
 
-def quantize(model: Model, calibration: CalibrationSet, *, input_name: str) -> Model:
+def quantize(
+    model: Model, calibration: CalibrationSet, *, input_name: str, float_operators: Collection[str] = ()
+) -> Model:
     """INT8 form of an `onnx.ModelProto` or an `openvino.Model`.
 
     Args:
         model: with a static input of the calibration patches' shape.
         calibration: patches to take the ranges from.
         input_name: name of the model's one input.
+        float_operators: types of operators, in the model's own terms, whose inputs stay as they are.
     """
     with _quiet():
         quantized: Model = nncf.quantize(
@@ -36,6 +39,7 @@ def quantize(model: Model, calibration: CalibrationSet, *, input_name: str) -> M
             nncf.Dataset(calibration.patches, lambda patch: {input_name: np.asarray(patch)}),
             subset_size=len(calibration.patches),
             preset=nncf.QuantizationPreset.PERFORMANCE,
+            ignored_scope=nncf.IgnoredScope(types=sorted(float_operators), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=OVERFLOW_FIX),
         )
     return quantized
