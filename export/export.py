@@ -15,7 +15,7 @@ from mednext_edge.export.targets import TARGETS, Job, Target
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import CalibrationSet, default_count, draw
+from mednext_edge.quantize.calibration import CalibrationSet, calibration_patch, default_count, draw
 
 Check = Callable[[Path, Manifest], Gate]
 """Given a finished but unpublished bundle; may add reports to it and returns the outcome of its gate."""
@@ -92,7 +92,7 @@ def check_patch(model: LoadedModel, patch: tuple[int, ...] | None) -> tuple[int,
     """
     spec = model.task.model
     size = patch or model.task.inference.patch
-    divisor = FAMILIES[spec.family].divisor(spec)
+    divisor = patch_divisor(model)
     if len(size) != spec.spatial_dims:
         raise UsageError(f"found a patch of {len(size)} sides; this network takes {spec.spatial_dims}")
     if any(n < divisor or n % divisor for n in size) or max(size) < 2 * divisor:
@@ -105,11 +105,28 @@ def check_patch(model: LoadedModel, patch: tuple[int, ...] | None) -> tuple[int,
     return tuple(size)
 
 
+def patch_divisor(model: LoadedModel) -> int:
+    """What every side of a patch must be a multiple of."""
+    spec = model.task.model
+    return FAMILIES[spec.family].divisor(spec)
+
+
 def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | CalibrationSet | None) -> CalibrationSet:
     if given is None:
         raise UsageError("INT8 needs images to calibrate on; give --calib DATA (in Python: calibration=dataset)")
     if isinstance(given, Dataset):
-        return draw(given.training, model.task, default_count(patch), patch=patch)
+        size = calibration_patch(model, patch)
+        return draw(given.training, model.task, default_count(size), patch=size)
+    channels, divisor = model.task.model.in_channels, patch_divisor(model)
+    shapes = {p.shape for p in given.patches}
+    fits = [
+        s for s in shapes if s[:2] == (1, channels) and len(s) == len(patch) + 2 and not any(n % divisor for n in s[2:])
+    ]
+    if len(shapes) != 1 or not fits:
+        raise UsageError(
+            f"found calibration patches of the shapes {sorted(shapes) or 'none'}; expected one shape "
+            f"[1, {channels}, ...] whose {len(patch)} spatial sides are multiples of {divisor}"
+        )
     return given
 
 

@@ -75,8 +75,27 @@ def to_onnx(
         raise ExportError(f"torch.onnx cannot export this network: {error}") from error
     assert program is not None
     graph = program.model_proto
+    _forget_traces(graph.graph)
     onnx.helper.set_model_props(graph, {"mednext_edge.task": model.task.model_dump_json()})
     return graph
+
+
+def fix_size(graph: onnx.ModelProto, patch: tuple[int, ...]) -> onnx.ModelProto:
+    """A graph of open spatial size as one of this patch alone."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(graph)
+    for value in (fixed.graph.input[0], fixed.graph.output[0]):
+        for dim, size in zip(value.type.tensor_type.shape.dim[2:], patch, strict=True):
+            dim.dim_value = size  # replaces the name of an open size
+    # What was inferred for the open size is inferred again.
+    del fixed.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(fixed)
+
+
+def _forget_traces(graph: onnx.GraphProto) -> None:
+    """Remove what the exporter noted for its own debugging: stack traces hold the paths of the exporting machine."""
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
 
 
 @contextlib.contextmanager

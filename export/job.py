@@ -24,7 +24,7 @@ from mednext_edge.evaluation.report import Report
 from mednext_edge.evaluation.validate import Compared, validate
 from mednext_edge.export.export import check_patch, export, target_of
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import default_count, draw
+from mednext_edge.quantize.calibration import calibration_patch, default_count, draw
 from mednext_edge.runtime.engines import OpenOptions, open_engine
 from mednext_edge.runtime.session import Session
 from mednext_edge.runtime.torch_session import TorchSession
@@ -107,12 +107,13 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     out = request.out or Path(f"{model.task.name}.{request.target}-{request.precision}")
     refuse_taken(out, request.force)
     calibration, cases = _data(request, model)
-    samples = request.calib_samples or default_count(patch)
+    window = calibration_patch(model, patch)
+    samples = request.calib_samples or default_count(window)
     plan = {
         "checkpoint": f"{request.checkpoint} ({model.task.model.family} {model.task.model.variant})",
         "target": f"{request.target} {request.precision}",
-        "patch": " x ".join(map(str, patch)) + (" (dynamic)" if request.dynamic else ""),
-        "calibration": f"{samples} patches of {calibration.name}" if calibration else "none",
+        "patch": _size(patch) + (" (dynamic)" if request.dynamic else ""),
+        "calibration": f"{samples} patches of {_size(window)} from {calibration.name}" if calibration else "none",
         "validation": f"{len(cases)} cases" if cases else "none",
         "out": str(out),
     }
@@ -125,7 +126,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             calibration.training,
             model.task,
             samples,
-            patch=patch,
+            patch=window,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
     validation = _Validation(request, model, cases, progress)
@@ -215,6 +216,10 @@ class _Validation:
             labels=self.model.task.labels,
             names=("FP32 (PyTorch)", f"{precision.upper()} ({self.request.target})"),
         )
+
+
+def _size(patch: tuple[int, ...]) -> str:
+    return " x ".join(map(str, patch))
 
 
 def _differing(compared: Compared) -> float:

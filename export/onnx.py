@@ -25,13 +25,17 @@ def write(job: Job, folder: Path) -> Engine:
     """
     import onnx
 
-    from mednext_edge.export.graph import INPUT, to_onnx
+    from mednext_edge.export.graph import INPUT, fix_size, to_onnx
 
-    graph = to_onnx(job.model, job.patch, dynamic=job.dynamic, half=job.precision == "fp16")
+    # Calibration patches may be smaller than the engine's.
+    open_size = job.dynamic or job.calibration is not None
+    graph = to_onnx(job.model, job.patch, dynamic=open_size, half=job.precision == "fp16")
     if job.calibration is not None:
         from mednext_edge.quantize.ptq import quantize
 
         graph = quantize(graph, job.calibration, input_name=INPUT)
+        if not job.dynamic:
+            graph = fix_size(graph, job.patch)
     path = folder / FILE
     large = graph.ByteSize() > PROTOBUF_LIMIT
     onnx.save(graph, path, save_as_external_data=large, location=f"{FILE}.data" if large else None)

@@ -29,18 +29,19 @@ def write(job: Job, folder: Path) -> Engine:
 
     from mednext_edge.export.graph import INPUT, to_onnx
 
-    graph = to_onnx(job.model, job.patch, dynamic=job.dynamic)
+    # Calibration patches may be smaller than the engine's.
+    graph = to_onnx(job.model, job.patch, dynamic=job.dynamic or job.calibration is not None)
     try:
         # Unlike `read_model`, this folds constants: NNCF recognises a bias, which it corrects, as a constant only.
         model = ov.convert_model(io.BytesIO(graph.SerializeToString()))
         if job.calibration is not None:
             from mednext_edge.quantize.ptq import quantize
 
-            shape = model.inputs[0].partial_shape
+            open_shape = model.inputs[0].partial_shape
             # NNCF infers while it collects ranges, and a static graph is several times faster at that.
-            model.reshape([1, job.model.task.model.in_channels, *job.patch])
+            model.reshape(list(job.calibration.patches[0].shape))
             model = quantize(model, job.calibration, input_name=INPUT, float_operators=FLOAT_OPERATORS)
-            model.reshape(shape)
+            model.reshape(open_shape if job.dynamic else [1, job.model.task.model.in_channels, *job.patch])
         ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert this network: {error}") from error

@@ -27,7 +27,7 @@ class Job:
         precision: one of the target's.
         patch: spatial size, multiples of the network's divisor.
         dynamic: leave the spatial size open; `patch` is then the size it was checked at.
-        calibration: patches of that size; None unless the precision is `int8`.
+        calibration: patches of that size or a smaller one; None unless the precision is `int8`.
     """
 
     model: LoadedModel
