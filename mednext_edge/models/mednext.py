@@ -132,8 +132,10 @@ class Head(nn.Module):
 def global_response_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """GRN (Woo et al., ConvNeXt V2, arXiv 2301.00808) as MedNeXt has it: spatial L2 norm over its channel mean."""
     axes = tuple(range(2, x.dim()))
-    response = x.square().sum(axes, keepdim=True).sqrt()
-    return gamma * (x * (response / (response.mean(1, keepdim=True) + 1e-6))) + beta + x
+    wide = x.float() if x.dtype == torch.float16 else x  # sums of squares over a volume overflow float16
+    response = wide.square().sum(axes, keepdim=True).sqrt()
+    share = (response / (response.mean(1, keepdim=True) + 1e-6)).to(x.dtype)
+    return gamma * (x * share) + beta + x
 
 
 class MedNeXt(nn.Module):
