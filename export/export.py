@@ -32,6 +32,7 @@ def export(
     dynamic: bool = False,
     force: bool = False,
     check: Check | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a bundle: fuse, quantise if asked to, convert, and seal with digests.
 
@@ -45,6 +46,7 @@ def export(
         dynamic: let the engine take any multiple of the network's divisor.
         force: replace an existing bundle.
         check: called on the finished bundle before it is published.
+        progress: told of the calibration, as (patches taken, patches in all).
 
     Returns:
         The folder of the bundle.
@@ -60,7 +62,7 @@ def export(
     deploy = fuse(model, optional=entry.rewrites)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
-        engine = entry.write(Job(deploy, precision, size, dynamic, patches), folder)
+        engine = entry.write(Job(deploy, precision, size, dynamic, patches, progress), folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
         layout = "NC" + "DHW"[-len(size) :]

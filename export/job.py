@@ -130,7 +130,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
     validation = _Validation(request, model, cases, progress)
-    progress("quantise and convert" if patches else "convert", 0, 0)
+    progress("convert", 0, 0)
     export(
         model,
         target=request.target,
@@ -141,6 +141,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         dynamic=request.dynamic,
         force=request.force,
         check=validation.check,
+        progress=lambda done, total: progress("calibrate", done, total),
     )
     outcome = ExportOutcome(
         path=out,

@@ -33,7 +33,7 @@ def write(job: Job, folder: Path) -> Engine:
     if job.calibration is not None:
         from mednext_edge.quantize.ptq import quantize
 
-        graph = quantize(graph, job.calibration, input_name=INPUT)
+        graph = quantize(graph, job.calibration, input_name=INPUT, progress=job.progress)
         if not job.dynamic:
             graph = fix_size(graph, job.patch)
     path = folder / FILE

@@ -40,7 +40,9 @@ def write(job: Job, folder: Path) -> Engine:
             open_shape = model.inputs[0].partial_shape
             # NNCF infers while it collects ranges, and a static graph is several times faster at that.
             model.reshape(list(job.calibration.patches[0].shape))
-            model = quantize(model, job.calibration, input_name=INPUT, float_operators=FLOAT_OPERATORS)
+            model = quantize(
+                model, job.calibration, input_name=INPUT, float_operators=FLOAT_OPERATORS, progress=job.progress
+            )
             model.reshape(open_shape if job.dynamic else [1, job.model.task.model.in_channels, *job.patch])
         ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     except RuntimeError as error:

@@ -28,6 +28,7 @@ class Job:
         patch: spatial size, multiples of the network's divisor.
         dynamic: leave the spatial size open; `patch` is then the size it was checked at.
         calibration: patches of that size or a smaller one; None unless the precision is `int8`.
+        progress: told of the calibration, as (patches taken, patches in all).
     """
 
     model: LoadedModel
@@ -35,6 +36,7 @@ class Job:
     patch: tuple[int, ...]
     dynamic: bool = False
     calibration: CalibrationSet | None = None
+    progress: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ that convolution in FP32 without a word, and TensorRT takes symmetric ones only.
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import logging
-import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import nncf
-import numpy as np
 
-from mednext_edge.quantize.calibration import CalibrationSet
+from mednext_edge.quantize.calibration import Array, CalibrationSet
 
 Model = TypeVar("Model")
 # x86 processors without VNNI add pairs of products in 16 bits, which saturate unless the weights keep to 7 bits.
@@ -23,7 +23,12 @@ OVERFLOW_FIX = nncf.OverflowFix.ENABLE
 
 
 def quantize(
-    model: Model, calibration: CalibrationSet, *, input_name: str, float_operators: Collection[str] = ()
+    model: Model,
+    calibration: CalibrationSet,
+    *,
+    input_name: str,
+    float_operators: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """INT8 form of an `onnx.ModelProto` or an `openvino.Model`.
 
@@ -32,11 +37,19 @@ def quantize(
         calibration: patches to take the ranges from.
         input_name: name of the model's one input.
         float_operators: types of operators, in the model's own terms, whose inputs stay as they are.
+        progress: called as (patches taken, patches in all).
     """
+    taken = itertools.count(1)
+
+    def feed(patch: Array) -> dict[str, Array]:
+        if progress is not None:
+            progress(min(next(taken), len(calibration.patches)), len(calibration.patches))
+        return {input_name: patch}
+
     with _quiet():
         quantized: Model = nncf.quantize(
             model,
-            nncf.Dataset(calibration.patches, lambda patch: {input_name: np.asarray(patch)}),
+            nncf.Dataset(calibration.patches, feed),
             subset_size=len(calibration.patches),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             ignored_scope=nncf.IgnoredScope(types=sorted(float_operators), validate=False),
@@ -47,12 +60,12 @@ def quantize(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF reports on stdout, which belongs to `--json`: its words go to stderr, warnings and worse only."""
+    """NNCF draws bars on stdout, which belongs to `--json`; it keeps its warnings, on stderr."""
     logger: Any = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(before)
