@@ -8,9 +8,11 @@ from pathlib import Path
 
 from mednext_edge.bundle import Manifest, verify
 from mednext_edge.errors import TargetUnavailableError, UsageError
+from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.registry import Registry
 from mednext_edge.runtime.session import Session
+from mednext_edge.task import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,16 @@ def open(
     Raises:
         IntegrityError: not a bundle, or one whose digests do not match.
         TargetUnavailableError: the engine still has to be built, or its device or package is not here.
-        UsageError: another patch than the one a fixed engine was exported for.
+        UsageError: a patch that the network cannot take, or another than a fixed engine was exported for.
         ExportError: the engine refuses its file.
     """
     if isinstance(model, LoadedModel):
         from mednext_edge.runtime.torch_session import TorchSession
 
-        return TorchSession.of(model, device.lower(), threads)
+        _check_patch(model.task.model, patch)
+        session = TorchSession.of(model, device.lower(), threads)
+        session.patch = patch
+        return session
     folder = Path(model)
     return open_engine(folder, verify(folder), OpenOptions(device, threads, patch))
 
@@ -68,7 +73,7 @@ def open_engine(folder: Path, manifest: Manifest, options: OpenOptions) -> Sessi
 
     Raises:
         TargetUnavailableError: the engine still has to be built, or its device or package is not here.
-        UsageError: another patch than the one a fixed engine was exported for.
+        UsageError: a patch that the network cannot take, or another than a fixed engine was exported for.
         ExportError: the engine refuses its file.
     """
     if options.patch not in (None, manifest.input.patch) and None not in manifest.input.shape:
@@ -76,11 +81,20 @@ def open_engine(folder: Path, manifest: Manifest, options: OpenOptions) -> Sessi
             f"found the patch {options.patch}; {folder} takes {manifest.input.patch} alone. "
             "Export with --dynamic, or with this --patch"
         )
+    _check_patch(manifest.model, options.patch)
     if manifest.engine.status == "deferred":
         raise TargetUnavailableError(
             f"{folder}: the engine is not built yet; run `mednext-edge build {folder}` on the device"
         )
     return ENGINES[manifest.target](folder / manifest.engine.file, manifest, options)
+
+
+def _check_patch(spec: ModelSpec, patch: tuple[int, ...] | None) -> None:
+    if patch is None:
+        return
+    divisor = FAMILIES[spec.family].divisor(spec)
+    if len(patch) != spec.spatial_dims or any(n < divisor or n % divisor for n in patch):
+        raise UsageError(f"found the patch {patch}; expected {spec.spatial_dims} multiples of {divisor}")
 
 
 def _openvino(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
