@@ -62,6 +62,7 @@ def export(
     deploy = fuse(model, optional=entry.rewrites)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
+        dynamic = dynamic or entry.open_size
         engine = entry.write(Job(deploy, precision, size, dynamic, patches, progress), folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size

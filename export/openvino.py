@@ -29,8 +29,7 @@ def write(job: Job, folder: Path) -> Engine:
 
     from mednext_edge.export.graph import INPUT, to_onnx
 
-    # Calibration patches may be smaller than the engine's.
-    graph = to_onnx(job.model, job.patch, dynamic=job.dynamic or job.calibration is not None)
+    graph = to_onnx(job.model, job.patch, dynamic=True)
     try:
         # Unlike `read_model`, this folds constants: NNCF recognises a bias, which it corrects, as a constant only.
         model = ov.convert_model(io.BytesIO(graph.SerializeToString()))
@@ -43,7 +42,7 @@ def write(job: Job, folder: Path) -> Engine:
             model = quantize(
                 model, job.calibration, input_name=INPUT, float_operators=FLOAT_OPERATORS, progress=job.progress
             )
-            model.reshape(open_shape if job.dynamic else [1, job.model.task.model.in_channels, *job.patch])
+            model.reshape(open_shape)
         ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert this network: {error}") from error
@@ -86,5 +85,6 @@ TARGETS.add(
         rewrites=("parity",),
         write=write,
         layers=layers,
+        open_size=True,
     ),
 )

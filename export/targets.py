@@ -49,6 +49,8 @@ class Target:
         package: what must be installed to write and run it.
         device: where it runs.
         rewrites: optional rewrites of the network that pay on this target.
+        open_size: the engine file takes any patch, and is compiled for one when it is opened; otherwise it takes the
+            patch it was exported for, unless it was exported with an open size.
         write: writes the engine into a folder.
         layers: in which precision the layers of an opened engine run, given the one asked for.
     """
@@ -60,6 +62,7 @@ class Target:
     rewrites: tuple[str, ...]
     write: Callable[[Job, Path], Engine]
     layers: Callable[[Session, Path], Layers]
+    open_size: bool = False
 
     def check_precision(self, name: str, precision: str) -> None:
         """Raises UnknownNameError when this target does not come in that precision."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import mednext_edge as mx
+from mednext_edge.models.loaded import LoadedModel
+
 from .conftest import Cli
 
 
@@ -27,8 +30,15 @@ def test_checkpoint_at_another_patch(edge: Cli, checkpoint: Path) -> None:
     assert "torch" in done.err
 
 
-def test_fixed_engine_refuses_another_patch(edge: Cli, bundle: Path) -> None:
-    done = edge("bench", bundle, "--patch", 32, 32, 32)
+def test_bundle_at_another_patch(edge: Cli, bundle: Path) -> None:
+    done = edge("bench", bundle, "--patch", 32, 16, 24, "--rounds", 2, "--json")
+    assert done.code == 0
+    assert done.json["latency"]["this"]["patch"] == [32, 16, 24]
+
+
+def test_fixed_engine_refuses_another_patch(edge: Cli, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    fixed = mx.export(tiny_model, target="onnx", out=tmp_path / "fixed")
+    done = edge("bench", fixed, "--patch", 32, 32, 32)
     assert (done.code, done.out) == (2, "")
     assert "takes (16, 16, 16) alone" in done.err
 
