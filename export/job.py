@@ -215,7 +215,7 @@ class _Validation:
             path,
             shown.image.spacing,
             labels=self.model.task.labels,
-            names=("FP32 (PyTorch)", f"{precision.upper()} ({self.request.target})"),
+            names=("baseline FP32", precision.upper()),
         )
 
 

@@ -83,7 +83,8 @@ def render(
     if other is not None:
         differs = other != exported
         _overlay(axes[-1], _flat(differs[z], DIFFERENCE), spacing)
-        axes[-1].set_title(f"{against} ≠ {names[1]}: {np.count_nonzero(differs)} of {differs.size} voxels", fontsize=9)
+        share = 100 * np.count_nonzero(differs) / differs.size
+        axes[-1].set_title(f"{against} ≠ {names[1]}: {share:.2f} % of voxels", fontsize=9)
     shown = sorted({int(value) for found in present.values() for value in np.unique(found[z])} - {0})
     if shown:
         by_value = {value: name for name, value in (labels or {}).items()}
