@@ -38,13 +38,14 @@ def test_brain_tissue_finds_both_tissues_in_the_unseen_half() -> None:
     assert case.labels is not None
     prepared = prepare(case.image(), model.task.preprocessing, case.labels())
     assert prepared.labels is not None
-    # One central patch of 64^3 keeps this quick; the shipped figure is of the whole half at 128^3.
-    window = tuple(slice(n // 2 - 32, n // 2 + 32) for n in prepared.labels.shape)
+    # One central patch keeps this quick; the shipped figure is of the whole half.
+    sizes = zip(prepared.labels.shape, model.task.inference.patch, strict=True)
+    window = tuple(slice(n // 2 - side // 2, n // 2 + side // 2) for n, side in sizes)
     patch, reference = prepared.image[(slice(None), *window)], prepared.labels[window]
     with mx.open(model) as session:
         found = session.run(patch[np.newaxis]).argmax(1)[0]
     for value in (1, 2):
-        assert dice(found == value, reference == value) > 0.8
+        assert dice(found == value, reference == value) > 0.85
 
 
 def test_hippocampus_finds_both_parts(hippocampus: Path) -> None:
