@@ -15,7 +15,18 @@ import psutil
 
 from mednext_edge.task import Frozen
 
-PACKAGES = ("mednext-edge", "torch", "monai", "numpy", "openvino", "nncf", "onnx", "onnxruntime")
+PACKAGES = (
+    "mednext-edge",
+    "torch",
+    "monai",
+    "numpy",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+)
 
 
 class Environment(Frozen):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom to the top; a part may import its own layer, without circles, and those below.
 LAYERS = (
     {"errors", "registry", "task", "cpu", "environment"},
-    {"models", "ops", "data", "checkpoints", "bundle", "demo"},
+    {"models", "ops", "data", "checkpoints", "bundle", "demo", "nvidia"},
     {"runtime", "fusion"},
     {"training", "export", "quantize", "evaluation", "serving"},
     {"cli"},
@@ -39,10 +39,12 @@ HEAVY = {
     "ray",
     "scipy",
     "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
     "torch",
 }
 # What no sub-package may bring in by being imported itself; its modules are imported when they are used.
-ENGINES = {"nncf", "onnxruntime", "openvino", "pydicom", "ray", "tensorrt"}
+ENGINES = {"nncf", "onnxruntime", "openvino", "pydicom", "ray", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

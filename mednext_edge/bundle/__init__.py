@@ -1,7 +1,7 @@
 """The deployable directory: its manifest, its digests, and how it is written whole or not at all."""
 
 from mednext_edge.bundle.check import read_manifest, verify
-from mednext_edge.bundle.manifest import Engine, FileEntry, Gate, InputSpec, Manifest, OutputSpec
+from mednext_edge.bundle.manifest import Engine, FileEntry, Gate, InputSpec, Manifest, OutputSpec, Plan
 from mednext_edge.bundle.update import update_bundle
 from mednext_edge.bundle.writer import BundleWriter
 
@@ -13,6 +13,7 @@ __all__ = [
     "InputSpec",
     "Manifest",
     "OutputSpec",
+    "Plan",
     "read_manifest",
     "update_bundle",
     "verify",

@@ -40,10 +40,23 @@ class OutputSpec(Frozen):
     layout: str = "NCDHW"
 
 
-class Engine(Frozen):
-    """The file that runs, who runs it, and on what: `arch` names the device family it is bound to, None if to none.
+class Plan(Frozen):
+    """One of several engine files: the compute capability it was built for, such as `8.6`, and the file."""
 
-    `deferred` is an engine that can only be built on the device: `file` is then what it is built from.
+    arch: str
+    file: str
+
+
+class Engine(Frozen):
+    """The file that runs, who runs it, and on what.
+
+    Attributes:
+        file: the engine; with `plans` the first of them.
+        provider: package that runs it.
+        provider_version: the version that wrote it; of a deferred engine the one that checked what it is built from.
+        arch: device family it is bound to, None if to none.
+        status: `deferred` is an engine that can only be built on the device: `file` is then what it is built from.
+        plans: the same engine for several device families; empty when there is one file alone.
     """
 
     file: str
@@ -51,6 +64,7 @@ class Engine(Frozen):
     provider_version: str
     arch: str | None = None
     status: Literal["built", "deferred"] = "built"
+    plans: tuple[Plan, ...] = ()
 
 
 class Gate(Frozen):
@@ -117,8 +131,9 @@ class Manifest(Frozen):
             raise ValueError("a file is listed twice")
         if {MANIFEST, SEAL} & set(names):
             raise ValueError(f"{MANIFEST} and {SEAL} cannot list themselves")
-        if names and self.engine.file not in names:
-            raise ValueError(f"the engine {self.engine.file} is not among the listed files")
+        for file in (self.engine.file, *(plan.file for plan in self.engine.plans)):
+            if names and file not in names:
+                raise ValueError(f"the engine {file} is not among the listed files")
         return self
 
     def to_json(self) -> str:
