@@ -31,7 +31,7 @@ def bench(
     ] = False,
     patch: Annotated[str | None, typer.Option(metavar="D H W", help="Patch to time. [default: the engine's]")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each engine, in random order.")] = 30,
-    device: Annotated[str, DEVICE_OPTION] = "CPU",
+    device: Annotated[str | None, DEVICE_OPTION] = None,
     threads: Annotated[int | None, THREADS_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,

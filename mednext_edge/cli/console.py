@@ -35,7 +35,9 @@ One bar belongs to what stands before ` · `; the rest of the words may change f
 
 JSON_OPTION = typer.Option("--json", help="Put one JSON document on stdout, and nothing else there.")
 DEVICE_OPTION = typer.Option(
-    "--device", metavar="DEVICE", help="Device in the engine's terms, such as CPU, GPU or cuda."
+    "--device",
+    metavar="DEVICE",
+    help="Device in the engine's terms, such as CPU, GPU or cuda:1. [default: CPU; CUDA for TensorRT]",
 )
 THREADS_OPTION = typer.Option("--threads", min=1, help="CPU threads. [default: the engine chooses]")
 NO_PROGRESS_OPTION = typer.Option("--no-progress", help="Show no progress bars.")

@@ -60,7 +60,7 @@ def predict(
     continue_prediction: Annotated[
         bool, typer.Option("--continue_prediction", help="Skip the cases whose label map is there.")
     ] = False,
-    device: Annotated[str, DEVICE_OPTION] = "CPU",
+    device: Annotated[str | None, DEVICE_OPTION] = None,
     threads: Annotated[int | None, THREADS_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def open_source(
-    where: str, *, device: str = "CPU", threads: int | None = None, patch: tuple[int, ...] | None = None
+    where: str, *, device: str | None = None, threads: int | None = None, patch: tuple[int, ...] | None = None
 ) -> Session:
     """The session of a bundle, its digests checked; or of a checkpoint, in PyTorch FP32.
 

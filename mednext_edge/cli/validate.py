@@ -38,7 +38,7 @@ def validate(
         float, typer.Option(min=0.0, max=1.0, help="Largest drop against --baseline; more ends with exit code 3.")
     ] = 0.005,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over flips, as nnU-Net does (slower).")] = False,
-    device: Annotated[str, DEVICE_OPTION] = "CPU",
+    device: Annotated[str | None, DEVICE_OPTION] = None,
     threads: Annotated[int | None, THREADS_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,

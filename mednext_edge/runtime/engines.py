@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mednext_edge.bundle import Manifest, verify
 from mednext_edge.errors import TargetUnavailableError, UsageError
@@ -14,18 +14,21 @@ from mednext_edge.registry import Registry
 from mednext_edge.runtime.session import Session
 from mednext_edge.task import ModelSpec
 
+CPU = "CPU"
+"""The device of every engine that runs without an accelerator."""
+
 
 @dataclass(frozen=True)
 class OpenOptions:
     """Where and how an engine runs.
 
     Attributes:
-        device: name of the device in the engine's own terms.
+        device: name of the device in the engine's own terms; None is the CPU, or CUDA for an engine that needs it.
         threads: CPU threads; None lets the engine choose.
         patch: spatial size to run at; None is the one it was exported for.
     """
 
-    device: str = "CPU"
+    device: str | None = None
     threads: int | None = None
     patch: tuple[int, ...] | None = None
 
@@ -37,7 +40,7 @@ ENGINES: Registry[Callable[[Path, Manifest, OpenOptions], Session]] = Registry("
 def open(
     model: str | Path | LoadedModel,
     *,
-    device: str = "CPU",
+    device: str | None = None,
     threads: int | None = None,
     patch: tuple[int, ...] | None = None,
 ) -> Session:
@@ -47,7 +50,8 @@ def open(
 
     Args:
         model: folder of a bundle, or a loaded model (which runs in PyTorch, FP32).
-        device: `CPU`, or a name that the engine knows, such as `GPU` or `cuda`.
+        device: a name that the engine knows, such as `CPU`, `GPU` or `cuda:1`; None is the CPU, or CUDA for an engine
+            that needs it.
         threads: CPU threads; None lets the engine choose.
         patch: spatial size to run at; None is the one it was exported for.
 
@@ -61,7 +65,7 @@ def open(
         from mednext_edge.runtime.torch_session import TorchSession
 
         _check_patch(model.task.model, patch)
-        session = TorchSession.of(model, device.lower(), threads)
+        session = TorchSession.of(model, (device or CPU).lower(), threads)
         session.patch = patch
         return session
     folder = Path(model)
@@ -105,7 +109,7 @@ def _openvino(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
         manifest.task,
         manifest.precision,
         patch=options.patch or manifest.input.patch,
-        device=options.device,
+        device=options.device or CPU,
         threads=options.threads,
     )
 
@@ -113,11 +117,38 @@ def _openvino(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
 def _onnx(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
     from mednext_edge.runtime.onnx_session import OnnxSession
 
-    session = OnnxSession(file, manifest.task, manifest.precision, device=options.device, threads=options.threads)
+    session = OnnxSession(
+        file, manifest.task, manifest.precision, device=options.device or CPU, threads=options.threads
+    )
     if session.patch is None:
         session.patch = options.patch or manifest.input.patch
     return session
 
 
+def _tensorrt(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
+    from mednext_edge.nvidia.devices import find_device
+    from mednext_edge.nvidia.providers import PROVIDERS
+    from mednext_edge.runtime.plan_choice import choose_plan, read_recipe
+    from mednext_edge.runtime.tensorrt_session import TensorRtSession
+
+    folder = file.parents[len(PurePosixPath(manifest.engine.file).parts) - 1]
+    provider = PROVIDERS[manifest.engine.provider]
+    provider.load()  # a package that is missing is told before a device that is
+    recipe = read_recipe(folder)
+    device = find_device(options.device)
+    return TensorRtSession(
+        choose_plan(folder, manifest, recipe, device),
+        manifest.task,
+        manifest.precision,
+        provider=provider,
+        provider_version=manifest.engine.provider_version,
+        patch=options.patch or manifest.input.patch,
+        device=f"cuda:{device.index}",
+        version_compatible=recipe.version_compatible,
+    )
+
+
 ENGINES.add("openvino", _openvino)
 ENGINES.add("onnx", _onnx)
+ENGINES.add("trt", _tensorrt)
+ENGINES.add("trt-rtx", _tensorrt)

@@ -36,14 +36,17 @@ class Session(ABC):
         Raises:
             DataError: the shape is not one that this session takes.
         """
-        dims = self.task.model.spatial_dims
-        if x.ndim != dims + 2 or x.shape[1] != self.task.model.in_channels:
-            raise DataError(
-                f"found an input of shape {x.shape}; expected [N, {self.task.model.in_channels}, {dims} spatial axes]"
-            )
-        if self.patch is not None and x.shape[2:] != self.patch:
-            raise DataError(f"found a patch of {x.shape[2:]}; this engine was compiled for {self.patch}")
+        self._check_shape(x.shape)
         return self._run(np.ascontiguousarray(x, dtype=np.float32))
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        dims = self.task.model.spatial_dims
+        if len(shape) != dims + 2 or shape[1] != self.task.model.in_channels:
+            raise DataError(
+                f"found an input of shape {shape}; expected [N, {self.task.model.in_channels}, {dims} spatial axes]"
+            )
+        if self.patch is not None and shape[2:] != self.patch:
+            raise DataError(f"found a patch of {shape[2:]}; this engine was compiled for {self.patch}")
 
     @abstractmethod
     def _run(self, x: Array) -> Array: ...
