@@ -6,6 +6,7 @@ The networks are strongly typed: every precision stands in the graph (casts, Q/D
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,19 +25,20 @@ MIB = 1 << 20
 COMPATIBILITY = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 
 ADVICE = (
-    (("plugin not found",), "it has no operator of this name"),
-    (("fp32 3d convolution is not supported",), "use --precision fp16: this architecture has no FP32 3-D convolution"),
+    ("plugin not found", "it has no operator of this name"),
+    ("fp32 3d convolution is not supported", "use --precision fp16: this architecture has no FP32 3-D convolution"),
     (
-        ("workspace",),
+        "workspace|could not find any implementation",
         "allow more scratch memory with --workspace, or export for a smaller --patch",
     ),
     (
-        ("out_of_memory", "out of memory", "memory"),
+        "out.?of.?memory|insufficient memory|not enough memory|failed_allocation|could not be allocated|bad_alloc|"
+        "memory allocation",
         "export for a smaller --patch, limit the scratch memory with --workspace, "
         "or close other programs that use this GPU",
     ),
 )
-"""What to do when the builder's words, in lower case, hold one of these; the first that fits counts."""
+"""What to do when TensorRT's words match one of these; the first that fits counts."""
 
 
 def build_plan(
@@ -94,9 +96,9 @@ def build_plan(
             )
         for line in errors:
             LOG.warning("%s", line)  # it did build: kernels that were tried and found wanting
-    if cache is not None:
-        _write(cache, config.get_timing_cache().serialize())
     _write(out, plan)
+    if cache is not None:
+        _save_timings(config, cache)
 
 
 def _network_flags(module: ModuleType, provider: Provider) -> int:
@@ -190,10 +192,18 @@ def _add_profile(builder: Any, config: Any, recipe: BuildRecipe, errors: list[st
 def _load_timings(config: Any, path: Path) -> None:
     """Attach a timing cache; an empty one where the file is missing, damaged, or of another device or version."""
     stored = path.read_bytes() if path.is_file() else b""
-    # From unusable bytes TensorRT makes an empty cache, and says so in its log.
-    if not config.set_timing_cache(config.create_timing_cache(stored), False):
-        LOG.warning("timing cache %s is of another device or version: it is started anew", path)
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):  # False: a cache of another device does not pass
+        LOG.warning("timing cache %s is damaged, or of another device or version: it is started anew", path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timings(config: Any, path: Path) -> None:
+    """Keep the measured times; the plan is good without."""
+    try:
+        _write(path, config.get_timing_cache().serialize())
+    except OSError as error:
+        LOG.warning("timing cache %s cannot be written (%s): the next build measures again", path, error.strerror)
 
 
 def _or_fail(call: Callable[..., Any], *args: Any, errors: list[str], what: str) -> Any:
@@ -211,7 +221,7 @@ def _or_fail(call: Callable[..., Any], *args: Any, errors: list[str], what: str)
 
 def _advice(words: str) -> str:
     """What to do about an error, as the end of its message."""
-    fitting = (text for signs, text in ADVICE if any(sign in words.lower() for sign in signs))
+    fitting = (text for signs, text in ADVICE if re.search(signs, words, re.IGNORECASE))
     return f"; {advice}" if (advice := next(fitting, "")) else ""
 
 
