@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mednext_edge.errors import ExportError, UsageError
+from mednext_edge.errors import ExportError, TargetUnavailableError, UsageError
 from mednext_edge.nvidia.architectures import check_archs, member
 from mednext_edge.nvidia.logs import LOG, collected, logger
 from mednext_edge.nvidia.progress import Progress, watch
@@ -22,7 +21,7 @@ from mednext_edge.nvidia.recipe import BuildRecipe
 SHOWN_ERRORS = 5
 MIB = 1 << 20
 
-COMPATIBILITY = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
+COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 
 ADVICE = (
     ("plugin not found", "it has no operator of this name"),
@@ -66,7 +65,7 @@ def build_plan(
             steps are done.
 
     Raises:
-        TargetUnavailableError: the provider is not installed.
+        TargetUnavailableError: the provider is not installed, or finds no device that it needs.
         UsageError: the recipe or `arch` asks for what the provider cannot do.
         ExportError: the graph cannot be parsed or does not fit the recipe, or the builder gives up.
         KeyboardInterrupt: as it would anywhere else, but once the builder has stopped.
@@ -74,7 +73,7 @@ def build_plan(
     provider = PROVIDERS[recipe.provider]
     module = provider.load()
     with collected(module) as errors:
-        builder = _or_fail(module.Builder, logger(module), errors=errors, what=f"{provider.title} cannot start")
+        builder = _start(module, provider, errors)
         network = builder.create_network(_network_flags(module, provider))
         _parse(module, provider, network, graph)
         _check_input(network, recipe, graph)
@@ -87,18 +86,28 @@ def build_plan(
         if cache is not None:
             _load_timings(config, cache)
         with watch(module, config, progress):
-            plan = _or_fail(
-                builder.build_serialized_network,
-                network,
-                config,
-                errors=errors,
-                what=f"{provider.title} {module.__version__} cannot build {graph.name}{f' for {arch}' if arch else ''}",
-            )
+            plan = builder.build_serialized_network(network, config)
+            if plan is None:
+                words, place = _last(errors), f" for {arch}" if arch else ""
+                raise ExportError(
+                    f"{provider.title} {module.__version__} cannot build {graph.name}{place}: {words}{_advice(words)}"
+                )
         for line in errors:
             LOG.warning("%s", line)  # it did build: kernels that were tried and found wanting
     _write(out, plan)
     if cache is not None:
         _save_timings(config, cache)
+
+
+def _start(module: ModuleType, provider: Provider, errors: list[str]) -> Any:
+    """A builder. Without a usable driver or device TensorRT cannot make one, which its bindings call a TypeError."""
+    try:
+        return module.Builder(logger(module))
+    except (TypeError, RuntimeError) as error:
+        raise TargetUnavailableError(
+            f"{provider.title} {module.__version__} does not start: {_last(errors)} ({error}); "
+            "`mednext-edge doctor` tells which devices it finds"
+        ) from error
 
 
 def _network_flags(module: ModuleType, provider: Provider) -> int:
@@ -204,19 +213,6 @@ def _save_timings(config: Any, path: Path) -> None:
         _write(path, config.get_timing_cache().serialize())
     except OSError as error:
         LOG.warning("timing cache %s cannot be written (%s): the next build measures again", path, error.strerror)
-
-
-def _or_fail(call: Callable[..., Any], *args: Any, errors: list[str], what: str) -> Any:
-    """What a call of the builder returns, or an ExportError of what it logged."""
-    try:
-        result = call(*args)
-    except (RuntimeError, TypeError, MemoryError) as error:  # a null pointer is a TypeError in these bindings
-        errors.append(str(error))
-        result = None
-    if result is None:
-        words = _last(errors)
-        raise ExportError(f"{what}: {words}{_advice(words)}")
-    return result
 
 
 def _advice(words: str) -> str:
