@@ -82,7 +82,7 @@ def driver_version(load: Callable[[], Any] = load_driver) -> str | None:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
-def find_device(name: str | None, here: Callable[[], tuple[CudaDevice, ...]] = devices) -> CudaDevice:
+def find_device(name: str | None) -> CudaDevice:
     """The device of a name: `cuda`, `cuda:1`, `GPU`, `GPU:1` in any case; None is the first.
 
     Raises:
@@ -93,7 +93,7 @@ def find_device(name: str | None, here: Callable[[], tuple[CudaDevice, ...]] = d
     if found is None:
         raise UsageError(f"found the device `{name}`; a TensorRT engine runs on `cuda`, or on `cuda:1` and so on")
     index = int(found.group(1) or 0)
-    present = here()
+    present = devices()
     if not present:
         raise TargetUnavailableError(
             "found no NVIDIA GPU; a TensorRT engine needs one, with its driver. In a container, start it with the GPU"

@@ -15,6 +15,7 @@ import numpy as np
 from mednext_edge.errors import DataError, ExportError, TargetUnavailableError, UsageError
 from mednext_edge.nvidia.devices import find_device
 from mednext_edge.nvidia.kernel_cache import KernelCache
+from mednext_edge.nvidia.logs import collected, logger
 from mednext_edge.nvidia.memory import OUT_OF_MEMORY, Buffer, Memory, Recording, TorchMemory, open_memory
 from mednext_edge.nvidia.providers import Provider
 from mednext_edge.runtime.session import Array, Session
@@ -106,14 +107,16 @@ class TensorRtSession(Session):
 
     def _open(self, file: Path, provider: Provider, version_compatible: bool) -> None:
         plan = file.read_bytes()
-        with self._memory_here().current():
-            self._log = _messages(self._trt)
-            self._runtime = self._trt.Runtime(self._log)
+        with self._memory_here().current(), collected(self._trt) as errors:
+            try:
+                self._runtime = self._trt.Runtime(logger(self._trt))
+            except TypeError as error:  # how the bindings tell that there is none
+                raise _failed(f"{self.provider} cannot start", errors, "Update the NVIDIA driver") from error
             if version_compatible:
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise self._failed(f"{self.provider} cannot load {file}", f"run `mednext-edge build {file.parent}`")
+                raise _failed(f"{self.provider} cannot load {file}", errors, f"Run `mednext-edge build {file.parent}`")
             self._input = self._tensor("INPUT", self.task.model.in_channels)
             self._output = self._tensor("OUTPUT", self.task.model.classes)
             shape = tuple(self._engine.get_tensor_shape(self._input))
@@ -123,7 +126,7 @@ class TensorRtSession(Session):
             self._kernels = _Kernels.of(self._trt, self._engine, plan, self._device.capability)
             self._context = self._create_context()
             if self._context is None:
-                raise self._failed(f"{self.provider} cannot start {file}", OUT_OF_MEMORY)
+                raise _failed(f"{self.provider} cannot start {file}", errors, OUT_OF_MEMORY)
 
     def _create_context(self) -> Any:
         if self._kernels is None:
@@ -262,8 +265,9 @@ class TensorRtSession(Session):
     def _stand_at(self, shape: tuple[int, ...]) -> None:
         if not self._fits(shape[2:]):
             raise DataError(self._misfit(shape[2:]))
-        if not self._context.set_input_shape(self._input, shape):
-            raise self._failed(f"{self.provider} refuses an input of {shape}")
+        with collected(self._trt) as errors:
+            if not self._context.set_input_shape(self._input, shape):
+                raise _failed(f"{self.provider} refuses an input of {shape}", errors)
         found, expected = tuple(self._context.get_tensor_shape(self._output)), (1, self.task.model.classes, *shape[2:])
         if found != expected:
             raise ExportError(f"{self.provider} answers {shape} with logits of {found}; expected {expected}")
@@ -293,15 +297,9 @@ class TensorRtSession(Session):
             return None
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._memory_here().stream):
-            raise self._failed(f"{self.provider} could not run this plan")
-
-    def _failed(self, what: str, advice: str = "") -> ExportError:
-        """An error with TensorRT's own last words, and what to do."""
-        words = "; ".join(self._log.errors[-3:]) or "it gave no reason"
-        if _MEMORY_WORDS.search(words):
-            advice = OUT_OF_MEMORY
-        return ExportError(f"{what}: {words}" + (f". {advice[0].upper()}{advice[1:]}" if advice else ""))
+        with collected(self._trt) as errors:
+            if not self._context.execute_async_v3(self._memory_here().stream):
+                raise _failed(f"{self.provider} could not run this plan", errors)
 
 
 class _Kernels:
@@ -338,6 +336,14 @@ class _Kernels:
             self._kept = content
 
 
+def _failed(what: str, errors: Sequence[str], advice: str = "") -> ExportError:
+    """An error with TensorRT's own last words, and what to do."""
+    words = "; ".join(line.strip() for line in errors[-3:]).rstrip(".") or "it gave no reason"
+    if _MEMORY_WORDS.search(words):
+        advice = OUT_OF_MEMORY
+    return ExportError(f"{what}: {words}" + (f". {advice}" if advice else ""))
+
+
 def _check_version(file: Path, provider: Provider, built: str, here: str, compatible: bool) -> None:
     """Raises TargetUnavailableError when a plan of one version cannot be read by another."""
     was, now = _number(built), _number(here)
@@ -353,20 +359,3 @@ def _number(version: str) -> tuple[int, ...]:
     """The numbers that a version starts with: `10.3.0.post1` is `10.3.0`."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(part) for part in found.group().split(".")) if found else ()
-
-
-def _messages(trt: ModuleType) -> Any:
-    """A logger for TensorRT that keeps its errors."""
-
-    class Messages(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                _LOG.info("%s", message)
-
-    return Messages()
