@@ -82,9 +82,8 @@ def build_plan(
         _set_arch(module, provider, config, arch)
         if not recipe.static:
             _add_profile(builder, config, recipe, errors)
-        cache = None if provider.cross else timing_cache
-        if cache is not None:
-            _load_timings(config, cache)
+        file = None if provider.cross else timing_cache
+        timings = None if file is None else _load_timings(config, file)
         with watch(module, config, progress):
             plan = builder.build_serialized_network(network, config)
             if plan is None:
@@ -95,8 +94,8 @@ def build_plan(
         for line in errors:
             LOG.warning("%s", line)  # it did build: kernels that were tried and found wanting
     _write(out, plan)
-    if cache is not None:
-        _save_timings(config, cache)
+    if file is not None:
+        _save_timings(timings, file)
 
 
 def _start(module: ModuleType, provider: Provider, errors: list[str]) -> Any:
@@ -198,19 +197,24 @@ def _add_profile(builder: Any, config: Any, recipe: BuildRecipe, errors: list[st
         raise ExportError(f"the range of patches {recipe.min}, {recipe.opt}, {recipe.max} is refused: {_last(errors)}")
 
 
-def _load_timings(config: Any, path: Path) -> None:
-    """Attach a timing cache; an empty one where the file is missing, damaged, or of another device or version."""
+def _load_timings(config: Any, path: Path) -> Any:
+    """Attach a timing cache; an empty one where the file is missing, damaged, or of another device or version.
+
+    The builder writes into it, so it has to be kept until the build is over.
+    """
     stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored)
-    if cache is None or not config.set_timing_cache(cache, False):  # False: a cache of another device does not pass
+    timings = config.create_timing_cache(stored)
+    if timings is None or not config.set_timing_cache(timings, False):  # False: one of another device does not pass
         LOG.warning("timing cache %s is damaged, or of another device or version: it is started anew", path)
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, False)
+    return timings
 
 
-def _save_timings(config: Any, path: Path) -> None:
+def _save_timings(timings: Any, path: Path) -> None:
     """Keep the measured times; the plan is good without."""
     try:
-        _write(path, config.get_timing_cache().serialize())
+        _write(path, timings.serialize())
     except OSError as error:
         LOG.warning("timing cache %s cannot be written (%s): the next build measures again", path, error.strerror)
 

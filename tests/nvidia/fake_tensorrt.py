@@ -266,9 +266,6 @@ def fake_module(version: str = "10.3.0", *, rtx: bool = False, arch: str = "8.6"
             self._cache = cache
             return True
 
-        def get_timing_cache(self) -> ITimingCache | None:
-            return self._cache
-
         if rtx:
 
             def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
@@ -342,7 +339,7 @@ def fake_module(version: str = "10.3.0", *, rtx: bool = False, arch: str = "8.6"
             if not _run_phase(config.progress_monitor):
                 return fail("Error Code 7: BuildCanceled (Build canceled by user)")
             if config._cache is not None:
-                config._cache = ITimingCache(owner, config._cache._builds + 1)
+                config._cache._builds += 1
             low, usual, high = next(iter(config._profiles[0]._shapes.values())) if config._profiles else (shape,) * 3
             capability = str(int(config._capability)) if rtx else ""
             stated = {
