@@ -89,7 +89,7 @@ def find_device(name: str | None) -> CudaDevice:
         UsageError: no such name.
         TargetUnavailableError: this machine has no such device.
     """
-    found = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", (name or "cuda").lower())
+    found = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", ("cuda" if name is None else name).lower())
     if found is None:
         raise UsageError(f"found the device `{name}`; a TensorRT engine runs on `cuda`, or on `cuda:1` and so on")
     index = int(found.group(1) or 0)

@@ -280,9 +280,7 @@ class CudaMemory(Memory):
         words = self._runtime.cudaGetErrorString(code)[1]
         found = f"{name} failed with {code.name} ({words.decode() if isinstance(words, bytes) else words})"
         if code == errors.cudaErrorInsufficientDriver:
-            raise TargetUnavailableError(
-                f"{found}: update the NVIDIA driver, or install the `cuda-python` of its CUDA version"
-            )
+            raise TargetUnavailableError(f"{found}: the NVIDIA driver is older than this cuda-python")
         if code == errors.cudaErrorMemoryAllocation:
             raise ExportError(f"{found}. {OUT_OF_MEMORY}")
         raise ExportError(f"{found} on cuda:{self._index}")
@@ -352,7 +350,7 @@ def open_memory(index: int) -> Memory:
         except TargetUnavailableError as error:
             reasons.append(str(error))
     raise TargetUnavailableError(
-        f"nothing here can hold memory on the GPU: {'; '.join(reasons)}. Install `cuda-python`, in the version of the "
+        f"nothing here can hold memory on the GPU: {'; '.join(reasons)}. Install `cuda-python` in the version of the "
         "driver's CUDA, or PyTorch with CUDA"
     )
 

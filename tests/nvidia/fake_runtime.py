@@ -415,6 +415,7 @@ class cudaStreamCaptureMode(enum.Enum):
 def cuda_runtime(gpu: Gpu, *, old_driver: bool = False) -> Any:
     """`cuda.bindings.runtime` on host memory; every function answers a tuple that starts with its error code."""
     module: Any = ModuleType("cuda.bindings.runtime")
+    module.arity = {}
     ok = (cudaError_t.cudaSuccess,)
     words = {cudaError_t.cudaErrorMemoryAllocation: b"out of memory"}
 
@@ -426,6 +427,7 @@ def cuda_runtime(gpu: Gpu, *, old_driver: bool = False) -> Any:
             return body(*arguments)
 
         setattr(module, body.__name__, call)
+        module.arity[body.__name__] = body.__code__.co_argcount
 
     @function
     def cudaGetErrorString(error: cudaError_t) -> Any:
