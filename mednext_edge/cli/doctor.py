@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from mednext_edge.cli.console import JSON_OPTION, emit_json, show_facts, show_table, show_warning
+from mednext_edge.cli.console import JSON_OPTION, emit_json, say, show_facts, show_table, show_warning
+from mednext_edge.errors import TargetUnavailableError
 from mednext_edge.task import Frozen
 
-Verdict = Literal["usable", "builds only", "missing", "not in this release"]
 
+class Nvidia(Frozen):
+    """The NVIDIA hardware of this machine.
 
-class TargetState(Frozen):
-    """One target on this machine; `detail` lists its devices, or says what to install."""
+    Attributes:
+        gpus: in words, with architecture and memory.
+        cuda: the newest CUDA that the driver supports; None without a driver.
+        jetson: its JetPack; None on anything else.
+        problem: why the driver could not be asked; None if it could, or if there is none.
+    """
 
-    target: str
-    verdict: Verdict
-    detail: str
+    gpus: tuple[str, ...] = ()
+    cuda: str | None = None
+    jetson: str | None = None
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return self.problem
+        gpus = ", ".join(self.gpus) or "none"
+        return "; ".join(filter(None, (gpus, self.cuda and f"the driver supports CUDA {self.cuda}", self.jetson)))
 
 
 def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
-    """Look at this machine: processor, memory, disk, and what each export target can do here.
+    """Look at this machine: processor, memory, disk, GPUs, and what each export target can do here.
 
     Example:
 
@@ -31,17 +43,19 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
     import psutil
 
     import mednext_edge.export.export  # noqa: F401  # every target puts itself into the table
+    from mednext_edge.cli.probes import NOTES, PROBES, state
     from mednext_edge.environment import environment
     from mednext_edge.export.targets import TARGETS
 
     here = environment()
     free = {"memory_gb": psutil.virtual_memory().available / 1e9, "disk_gb": shutil.disk_usage(Path.cwd()).free / 1e9}
-    targets = [_state(name, entry.package) for name, entry in TARGETS.items()]
-    targets += [TargetState(target=name, verdict="not in this release", detail="-") for name in LATER]
+    nvidia = _nvidia()
+    targets = [state(name, TARGETS[name].package) for name in PROBES]
     warnings = _warnings(set(here.isa))
     if json:
         free = {name: round(value, 1) for name, value in free.items()}
-        emit_json({"environment": here, "free": free, "targets": targets, "warnings": warnings})
+        report = {"environment": here, "free": free, "nvidia": nvidia, "targets": targets}
+        emit_json({**report, "warnings": warnings, "notes": NOTES})
         return
     show_facts(
         "This machine",
@@ -53,44 +67,24 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
             ("instructions", ", ".join(here.isa) or "none of those that matter here"),
             ("memory", f"{free['memory_gb']:.1f} GB available of {here.memory_gb:.1f} GB"),
             ("disk", f"{free['disk_gb']:.1f} GB free in {Path.cwd()}"),
+            ("NVIDIA GPU", nvidia),
             ("packages", ", ".join(f"{name} {version}" for name, version in here.packages.items())),
         ],
     )
     show_table("Targets", ("target", "here", "detail"), [(t.target, t.verdict, t.detail) for t in targets])
     for warning in warnings:
         show_warning(warning)
+    for note in NOTES:
+        say(f"note: {note}", "dim")
 
 
-def _state(target: str, package: str) -> TargetState:
-    """What a target can do here: run where its package finds a device, else only be written, else neither."""
+def _nvidia() -> Nvidia:
+    from mednext_edge.nvidia.devices import devices, driver_version, jetson
+
     try:
-        devices = DEVICES[target]()
-    except ImportError as error:
-        return TargetState(target=target, verdict="missing", detail=f"pip install {package} ({error})")
-    except Exception as error:  # a vendor's library fails in its own ways, and the report must go on
-        return TargetState(target=target, verdict="builds only", detail=f"no device could be asked: {error}")
-    verdict: Verdict = "usable" if devices else "builds only"
-    return TargetState(target=target, verdict=verdict, detail=", ".join(devices) or "no device found")
-
-
-def _openvino_devices() -> list[str]:
-    import openvino
-
-    core: Any = openvino.Core()
-    return [f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME').strip()})" for name in core.available_devices]
-
-
-def _onnx_devices() -> list[str]:
-    import onnx
-    import onnxruntime
-
-    # Azure's provider calls a remote service; it is listed everywhere and is no device.
-    providers = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
-    return [f"onnx {onnx.__version__}", *providers]
-
-
-DEVICES: dict[str, Callable[[], list[str]]] = {"openvino": _openvino_devices, "onnx": _onnx_devices}
-LATER = ("trt", "trt-rtx")
+        return Nvidia(gpus=tuple(map(str, devices())), cuda=driver_version(), jetson=jetson())
+    except TargetUnavailableError as error:
+        return Nvidia(jetson=jetson(), problem=str(error))
 
 
 def _warnings(isa: set[str]) -> list[str]:
