@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednext_edge.errors import ExportError, MednextEdgeError, TargetUnavailableError
+from mednext_edge.errors import ExportError, TargetUnavailableError
 
 if TYPE_CHECKING:
     import torch
@@ -126,8 +126,6 @@ class TorchMemory(Memory):
                 yield
         except torch.OutOfMemoryError as error:
             raise ExportError(f"{self.device} is out of memory: {_line(error)}. {OUT_OF_MEMORY}") from error
-        except MednextEdgeError:
-            raise
         except RuntimeError as error:  # of any CUDA call inside PyTorch
             raise ExportError(f"CUDA failed on {self.device}: {_line(error)}") from error
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mednext_edge.nvidia.inspect import EngineLayer
 
 _LOG = logging.getLogger(__name__)
+_ALIGNMENT = 256
+"""Bytes; TensorRT takes no other addresses."""
 _MEMORY_WORDS = re.compile(r"out.?of.?memory|cudaErrorMemoryAllocation|insufficient.*memory", re.IGNORECASE)
 
 
@@ -138,13 +140,15 @@ class TensorRtSession(Session):
         engine, trt = self._engine, self._trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = [name for name in names if engine.get_tensor_mode(name) == getattr(trt.TensorIOMode, mode)]
-        expected = (1, channels, self.task.model.spatial_dims + 2)
+        dims = self.task.model.spatial_dims
         shapes = [tuple(engine.get_tensor_shape(name)) for name in found]
         dtypes = [engine.get_tensor_dtype(name) for name in found]
-        if [(s[0], s[1], len(s)) for s in shapes if len(s) > 1] != [expected] or dtypes != [trt.DataType.FLOAT]:
+        # -1 is a size that the builder could not tell beforehand.
+        fits = [len(s) == dims + 2 and s[0] in (1, -1) and s[1] in (channels, -1) for s in shapes]
+        if fits != [True] or dtypes != [trt.DataType.FLOAT]:
             raise ExportError(
                 f"found the {mode.lower()} tensors {found} of shapes {shapes} and types {dtypes} in this plan; "
-                f"expected one of FLOAT with {channels} channels and {expected[2] - 2} spatial axes. Export again"
+                f"expected one of FLOAT with {channels} channels and {dims} spatial axes. Export again"
             )
         return str(found[0])
 
@@ -154,7 +158,8 @@ class TensorRtSession(Session):
         return self.smallest if self.smallest == self.largest else patch
 
     def _fits(self, patch: Sequence[int]) -> bool:
-        return all(low <= n <= high for low, n, high in zip(self.smallest, patch, self.largest, strict=True))
+        sizes = zip(self.smallest, patch, self.largest, strict=False)
+        return len(patch) == len(self.smallest) and all(low <= n <= high for low, n, high in sizes)
 
     def _misfit(self, patch: Sequence[int]) -> str:
         if self.smallest == self.largest:
@@ -175,12 +180,10 @@ class TensorRtSession(Session):
                 bound.target.download()
                 memory.synchronize()
                 np.copyto(out[i : i + 1], bound.target.host)
-                if bound.calls == 1 and self._kernels is not None:
-                    self._kernels.keep()
         return out
 
     def run_tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """As `run` for tensors on this session's device, without a copy and without waiting.
+        """As `run` for tensors on this session's device, without waiting, and without a copy where they lie aligned.
 
         The work takes its turn on PyTorch's current stream.
 
@@ -203,6 +206,10 @@ class TensorRtSession(Session):
             raise DataError(f"found a tensor on {x.device}; this engine is on {memory.device}")
         self._check_shape(tuple(x.shape))
         x = x.to(torch.float32).contiguous()
+        if len(x) > 1 and x[0, 0].nbytes % _ALIGNMENT:
+            return torch.cat([self.run_tensor(x[i : i + 1]) for i in range(len(x))])
+        if x.data_ptr() % _ALIGNMENT:
+            x = x.clone()
         out = torch.empty((len(x), self.task.model.classes, *x.shape[2:]), dtype=torch.float32, device=x.device)
         with memory.joined():
             self._release()  # its recording would not survive another use of the context
@@ -273,8 +280,10 @@ class TensorRtSession(Session):
             raise ExportError(f"{self.provider} answers {shape} with logits of {found}; expected {expected}")
 
     def _address(self, source: int, target: int) -> None:
-        self._context.set_tensor_address(self._input, source)
-        self._context.set_tensor_address(self._output, target)
+        with collected(self._trt) as errors:
+            for name, address in ((self._input, source), (self._output, target)):
+                if not self._context.set_tensor_address(name, address):
+                    raise _failed(f"{self.provider} refuses the memory of `{name}`", errors)
 
     def _launch(self, bound: _Bound) -> None:
         """Run the network on the buffers: the first call as it is, which also settles the context; then recorded.
@@ -300,6 +309,8 @@ class TensorRtSession(Session):
         with collected(self._trt) as errors:
             if not self._context.execute_async_v3(self._memory_here().stream):
                 raise _failed(f"{self.provider} could not run this plan", errors)
+        if self._kernels is not None:
+            self._kernels.keep(tuple(self._context.get_tensor_shape(self._input)))
 
 
 class _Kernels:
@@ -320,6 +331,7 @@ class _Kernels:
         if self._kept is not None and not self._compiled.deserialize(self._kept):
             _LOG.info("the compiled kernels are of another driver or version; they are compiled again")
         self.config.set_runtime_cache(self._compiled)
+        self._shapes: set[tuple[int, ...]] = set()
 
     @classmethod
     def of(cls, trt: ModuleType, engine: Any, plan: bytes, arch: str) -> _Kernels | None:
@@ -328,8 +340,11 @@ class _Kernels:
             return None
         return cls(trt, engine, KernelCache(plan, str(trt.__version__), arch))
 
-    def keep(self) -> None:
-        """Write what has been compiled, if that is news."""
+    def keep(self, shape: tuple[int, ...]) -> None:
+        """Write what has been compiled for a shape that has just been run, if that is news."""
+        if shape in self._shapes:
+            return
+        self._shapes.add(shape)
         content = bytes(memoryview(self._compiled.serialize()))
         if content != self._kept:
             self._cache.save(content)

@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -385,8 +386,13 @@ def install_tensorrt(
     builder: Any = fake_module(version.partition(".post")[0], rtx=rtx, arch=gpu.capability)
     builder.__version__ = version
     module = add_runtime(builder, gpu, rtx=rtx, faults=faults)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    _import_as(monkeypatch, module)
     return module
+
+
+def _import_as(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    module.__spec__ = ModuleSpec(module.__name__, None)  # other packages look for it to see what is installed
+    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 # cuda-python -----------------------------------------------------------------------------------------------------
@@ -540,7 +546,7 @@ def install_cuda_python(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, *, old_driver
     bindings: Any = ModuleType("cuda.bindings")
     outer.bindings, bindings.runtime = bindings, runtime
     for module in (outer, bindings, runtime):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        _import_as(monkeypatch, module)
     return runtime
 
 

@@ -159,6 +159,8 @@ def test_patch_outside_the_profile(opened: Opened) -> None:
         opened("dynamic", patch=(8, 8, 28))
     with pytest.raises(UsageError, match=r"built for \(16, 16, 16\) alone. Export with --dynamic"):
         opened(patch=(8, 8, 8))
+    with pytest.raises(UsageError, match=r"found a patch of \(16, 16\)"):
+        opened("dynamic", patch=(16, 16))
 
 
 def test_a_session_of_one_patch(opened: Opened) -> None:
@@ -373,6 +375,48 @@ def test_tensors_without_a_copy(
             session.run_tensor(torch.zeros(1, 2, 8, 8, 8))
         with pytest.raises(DataError, match="found a tensor on meta; this engine is on cpu"):
             session.run_tensor(torch.zeros(1, 1, 8, 8, 8, device="meta"))
+
+
+def test_tensors_that_lie_aligned_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch, file: Path, graphs: dict[str, bytes], tiny_model: LoadedModel
+) -> None:
+    module: Any = fake.install_tensorrt(monkeypatch, machine(monkeypatch, "torch"))
+    seen: list[int] = []
+    whole = module.IExecutionContext.set_tensor_address
+
+    def set_tensor_address(self: Any, name: str, memory: int) -> bool:
+        seen.append(memory)
+        return bool(whole(self, name, memory))
+
+    monkeypatch.setattr(module.IExecutionContext, "set_tensor_address", set_tensor_address)
+    x = images(*USUAL, batch=2)
+    room = torch.zeros(x.size + 128)
+    start = -(room.data_ptr() // 4) % 64
+    with opening(file, tiny_model) as session:
+        for offset, copied in ((0, False), (1, True)):
+            seen.clear()
+            tensor = room[start + offset : start + offset + x.size].reshape(x.shape).copy_(torch.from_numpy(x))
+            found = session.run_tensor(tensor)
+            np.testing.assert_allclose(found.numpy(), expected(graphs, tiny_model, x), rtol=1e-4, atol=1e-5)
+            sources = [tensor[i].data_ptr() for i in range(2)]
+            assert (seen[::2] == sources) is not copied
+
+
+def test_small_tensors_are_run_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, graphs: dict[str, bytes], tiny_model: LoadedModel
+) -> None:
+    """Of a batch whose patches are no multiple of 256 bytes only the first lies aligned."""
+    gpu = machine(monkeypatch, "torch")
+    fake.install_tensorrt(monkeypatch, gpu)
+    content = fake.make_plan(graphs["dynamic"], min=(1, 1, 4, 4, 4), max=(1, 1, *HIGH))
+    (tmp_path / "model.plan").write_bytes(content)
+    x = images(4, 4, 4, batch=3)
+    monkeypatch.setattr("mednext_edge.runtime.tensorrt_session._ALIGNMENT", 512)
+    with opening(tmp_path / "model.plan", tiny_model) as session:
+        gpu.calls.clear()
+        found = session.run_tensor(torch.from_numpy(x))
+        assert len(gpu.calls) == 2 * len(x)
+    np.testing.assert_allclose(found.numpy(), expected(graphs, tiny_model, x), rtol=1e-4, atol=1e-5)
 
 
 def test_tensors_need_a_pytorch_with_cuda(monkeypatch: pytest.MonkeyPatch, file: Path, tiny_model: LoadedModel) -> None:
