@@ -1,0 +1,90 @@
+/* Depthwise 3-D convolution on a GPU, forward and backward, behind a plain C interface.
+ *
+ * Layout. Activations x, y and their gradients are contiguous [N][D][H][W][C] (channels last) in `dtype`.
+ * Weights, bias, statistics and the weight gradient are always float: weights [K][K][K][C] (z, y, x, channel),
+ * the others [C] or [N][C]. Every sum is accumulated in float, whatever `dtype` is.
+ *
+ * Sizes. d, h, w are those of the layer's input x; padding is K / 2 on every side. The output has
+ *   (d - 1) / stride + 1 voxels along an axis of a convolution,
+ *   2 * d - 1            along an axis of a transposed one (stride 2).
+ * In PyTorch's terms: conv3d(x, w, bias, stride, padding=K // 2, groups=C) and
+ * conv_transpose3d(x, w, bias, stride=2, padding=K // 2, groups=C).
+ *
+ * Pointers are device pointers, aligned to their element; 16-byte aligned rows (pointer and C * element size
+ * multiples of 16) take the fast copies, all others are right but slower. `stream` is a cudaStream_t. Calls only
+ * enqueue work; the same call on the same kind of GPU gives the same bits every time.
+ *
+ * Returned value: 0 when the work is enqueued, a cudaError_t (> 0), or one of MEDNEXT_E_* (< 0), in which case
+ * nothing was written.
+ */
+#ifndef MEDNEXT_CUDA_H
+#define MEDNEXT_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define MEDNEXT_CUDA_API __declspec(dllexport)
+#else
+#define MEDNEXT_CUDA_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MEDNEXT_F32 = 0, MEDNEXT_F16 = 1, MEDNEXT_BF16 = 2 };
+
+enum {
+  MEDNEXT_E_POINTER = -1,   /* a pointer that must be given is null, or not aligned to its element */
+  MEDNEXT_E_SHAPE = -2,     /* a size below 1, or a tensor too large for the grid */
+  MEDNEXT_E_KERNEL = -3,    /* kernel is not odd, or not in 1 .. 31 */
+  MEDNEXT_E_STRIDE = -4,    /* stride is not 1 or 2, or a transposed convolution of stride 1 */
+  MEDNEXT_E_DTYPE = -5,     /* not one of MEDNEXT_F32, F16, BF16 */
+  MEDNEXT_E_WORKSPACE = -6  /* smaller than mednext_dwconv3d_workspace_bytes says */
+};
+
+/* Passes that need a workspace. */
+enum { MEDNEXT_FORWARD_STATS = 0, MEDNEXT_GRAD_WEIGHT = 1 };
+
+typedef struct {
+  int64_t n, d, h, w, c; /* of the layer's input x */
+  int32_t kernel;        /* 3, 5 and 7 have kernels of their own, others take a general one */
+  int32_t stride;        /* 1 or 2; 2 when transposed */
+  int32_t transposed;    /* 0 or 1 */
+  int32_t dtype;         /* MEDNEXT_F32, ... */
+} mednext_dwconv3d;
+
+/* Changes whenever a function or the struct above does. */
+enum { MEDNEXT_CUDA_ABI = 1 };
+MEDNEXT_CUDA_API int mednext_cuda_abi(void);
+
+/* What a returned value means, in words; never null. */
+MEDNEXT_CUDA_API const char* mednext_cuda_error(int code);
+
+/* Bytes of workspace that `pass` needs on the current device. The content need not be kept between calls. */
+MEDNEXT_CUDA_API int mednext_dwconv3d_workspace_bytes(const mednext_dwconv3d* layer, int pass, size_t* bytes);
+
+/* y = conv(x, weight) + bias; bias may be null. */
+MEDNEXT_CUDA_API int mednext_dwconv3d_forward(const mednext_dwconv3d* layer, const void* x, const float* weight,
+                                              const float* bias, void* y, void* stream);
+
+/* The same, and over the voxels of each (n, c) of y: their mean and sum of (y - mean)^2, both [N][C]. Taken from
+ * the float sums before they are rounded to dtype. Variance = moment / voxels. The workspace is 4-byte aligned. */
+MEDNEXT_CUDA_API int mednext_dwconv3d_forward_stats(const mednext_dwconv3d* layer, const void* x, const float* weight,
+                                                    const float* bias, void* y, float* mean, float* moment,
+                                                    void* workspace, size_t workspace_bytes, void* stream);
+
+/* dx from dy. */
+MEDNEXT_CUDA_API int mednext_dwconv3d_grad_input(const mednext_dwconv3d* layer, const void* dy, const float* weight,
+                                                 void* dx, void* stream);
+
+/* dweight, float [K][K][K][C], from x and dy. The bias gradient is the sum of dy over n, d, h, w: not computed here. */
+MEDNEXT_CUDA_API int mednext_dwconv3d_grad_weight(const mednext_dwconv3d* layer, const void* x, const void* dy,
+                                                  float* dweight, void* workspace, size_t workspace_bytes,
+                                                  void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
