@@ -10,8 +10,8 @@ from mednext_edge.data.dataset import Dataset
 from mednext_edge.errors import UsageError
 
 # Importing a target's file puts it into the table.
-from mednext_edge.export import onnx, openvino  # noqa: F401
-from mednext_edge.export.targets import TARGETS, Job, Target
+from mednext_edge.export import onnx, openvino, tensorrt  # noqa: F401
+from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, silent
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
@@ -26,13 +26,14 @@ def export(
     *,
     target: str,
     out: Path | str,
-    precision: str = "fp32",
+    precision: str | None = None,
     calibration: Dataset | CalibrationSet | None = None,
     patch: tuple[int, ...] | None = None,
     dynamic: bool = False,
     force: bool = False,
+    build: BuildOptions | None = None,
     check: Check | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write a bundle: fuse, quantise if asked to, convert, and seal with digests.
 
@@ -40,30 +41,39 @@ def export(
         model: in training or deploy form; it is fused here either way.
         target: name in the table of targets.
         out: folder to write; it appears whole or not at all.
-        precision: one of the target's.
-        calibration: for `int8`: a dataset (its training cases are used) or patches drawn before.
+        precision: one of the target's; None takes its first.
+        calibration: for `int8`: a dataset (its training cases are used) or patches drawn before. For `fp16` on NVIDIA's
+            targets it shows whether float16 can hold every activation.
         patch: spatial size of the engine's input; None takes the task's.
         dynamic: let the engine take any multiple of the network's divisor.
         force: replace an existing bundle.
+        build: what the builders of NVIDIA's targets are told.
         check: called on the finished bundle before it is published.
-        progress: told of the calibration, as (patches taken, patches in all).
+        progress: told of calibration and build, as (what, steps done, steps in all).
 
     Returns:
         The folder of the bundle.
 
     Raises:
         UnknownNameError: no such target or precision.
-        UsageError: an unusable patch, INT8 without calibration data, or `out` is taken.
+        UsageError: an unusable patch, INT8 without calibration data, options of another target, or `out` is taken.
+        TargetUnavailableError: the target's package is not installed.
         ExportError: a library refuses the network.
     """
-    entry = target_of(target, precision)
-    size = check_patch(model, patch)
-    patches = _calibration(model, size, calibration) if precision == "int8" else None
-    deploy = fuse(model, optional=entry.rewrites)
+    entry, precision = target_of(target, precision)
+    build = build or BuildOptions()
+    check_build(target, precision, build, dynamic)
+    size = check_sizes(model, patch, build)
+    patches = None
+    if precision == "int8" or (precision in entry.inspects and calibration is not None):
+        patches = _calibration(model, size, calibration)
+    # INT8 for transposed convolutions exists in their parity form alone.
+    parity = ("parity",) if "transposed" in build.int8_layers else ()
+    deploy = fuse(model, optional=(*entry.rewrites, *parity))
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
-        dynamic = dynamic or entry.open_size
-        engine = entry.write(Job(deploy, precision, size, dynamic, patches, progress), folder)
+        dynamic = dynamic or entry.open_size or build.range is not None
+        engine = entry.write(Job(deploy, precision, size, dynamic, patches, build, progress), folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
         layout = "NC" + "DHW"[-len(size) :]
@@ -108,6 +118,23 @@ def check_patch(model: LoadedModel, patch: tuple[int, ...] | None) -> tuple[int,
     return tuple(size)
 
 
+def check_sizes(model: LoadedModel, patch: tuple[int, ...] | None, build: BuildOptions) -> tuple[int, ...]:
+    """The patch to export for, checked against the network and the range of patches to build for.
+
+    Raises:
+        UsageError: as `check_patch`; or a patch outside the range.
+    """
+    size = check_patch(model, patch)
+    if build.range is None:
+        return size
+    low, high = (check_patch(model, bound) for bound in build.range)
+    if not all(a <= b <= c for a, b, c in zip(low, size, high, strict=True)):
+        raise UsageError(
+            f"found the patches {low}, {size}, {high}; expected --min-patch <= --patch <= --max-patch on every axis"
+        )
+    return size
+
+
 def patch_divisor(model: LoadedModel) -> int:
     """What every side of a patch must be a multiple of."""
     spec = model.task.model
@@ -133,12 +160,38 @@ def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | Ca
     return given
 
 
-def target_of(name: str, precision: str) -> Target:
-    """The entry of a target, once it is known to come in this precision.
+def target_of(name: str, precision: str | None) -> tuple[Target, str]:
+    """The entry of a target, and a precision that it is known to come in.
+
+    Args:
+        name: of the target.
+        precision: None takes the target's first.
 
     Raises:
         UnknownNameError: no such target or precision, with the closest match.
     """
     entry = TARGETS[name]
+    if precision is None:
+        return entry, entry.precisions[0]
     entry.check_precision(name, precision)
-    return entry
+    return entry, precision
+
+
+def check_build(target: str, precision: str, build: BuildOptions, dynamic: bool) -> None:
+    """Refuse build options that a target cannot follow.
+
+    Raises:
+        UsageError: the target is not NVIDIA's, or cannot follow one of them.
+        TargetUnavailableError: the package that builds is not installed.
+    """
+    check = TARGETS[target].check
+    if check is not None:
+        if dynamic and build.range is None:
+            raise UsageError(
+                f"found --dynamic with target {target}; its engines take a range of patches, give --min-patch and "
+                "--max-patch instead"
+            )
+        check(build, precision)
+    elif build != BuildOptions():
+        others = ", ".join(name for name, entry in TARGETS.items() if entry.check is not None)
+        raise UsageError(f"found options for NVIDIA's builders with target {target}; they belong to {others}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mednext_edge.errors import ExportError
 from mednext_edge.models.families import FAMILIES
@@ -23,16 +23,12 @@ INPUT, OUTPUT = "image", "logits"
 AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
-class _Half(nn.Module):
-    """A float16 network with float32 input and output."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = copy.deepcopy(net).half()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x.half())
-        return out.float()
+def _half(net: nn.Module) -> nn.Module:
+    """A float16 copy of a network with float32 input and output; hooks, so that the parameters keep their names."""
+    net = copy.deepcopy(net).half()
+    net.register_forward_pre_hook(lambda module, args: tuple(x.half() for x in args))
+    net.register_forward_hook(lambda module, args, output: output.float())
+    return net
 
 
 def to_onnx(
@@ -58,7 +54,7 @@ def to_onnx(
         shapes = ({0: fixed, 1: fixed, **sizes},)
         # The exporter takes a size of one for a constant; the graph does not depend on the sizes it was traced with.
         patch = tuple(max(n, 2 * divisor) for n in patch)
-    net = _Half(model.net) if half else model.net
+    net = _half(model.net) if half else model.net
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -76,6 +72,7 @@ def to_onnx(
     assert program is not None
     graph = program.model_proto
     _forget_traces(graph.graph)
+    _name_convolutions(graph.graph)
     onnx.helper.set_model_props(graph, {"mednext_edge.task": model.task.model_dump_json()})
     return graph
 
@@ -90,6 +87,14 @@ def fix_size(graph: onnx.ModelProto, patch: tuple[int, ...]) -> onnx.ModelProto:
     # What was inferred for the open size is inferred again.
     del fixed.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(fixed)
+
+
+def _name_convolutions(graph: onnx.GraphProto) -> None:
+    """Give every convolution the name of its layer, which reports of graphs and engines then speak of."""
+    weights = {init.name for init in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights:
+            node.name = node.input[1].removesuffix(".weight")
 
 
 def _forget_traces(graph: onnx.GraphProto) -> None:

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mednext_edge.bundle import Gate, Manifest, read_manifest
+from mednext_edge.bundle import Manifest, read_manifest
 from mednext_edge.bundle.writer import refuse_taken
 from mednext_edge.checkpoints import load
 from mednext_edge.data.case_files import nifti_files
 from mednext_edge.data.dataset import Case, Dataset, list_images, open_dataset
-from mednext_edge.environment import environment
-from mednext_edge.errors import AccuracyGateError, DataError, UsageError
-from mednext_edge.evaluation.gate import GateResult, check_gate
-from mednext_edge.evaluation.latency import measure
-from mednext_edge.evaluation.markdown import to_markdown
+from mednext_edge.errors import AccuracyGateError, DataError, TargetUnavailableError, UsageError
+from mednext_edge.evaluation.gate import GateResult
 from mednext_edge.evaluation.metrics import METRICS
-from mednext_edge.evaluation.picture import comparison
 from mednext_edge.evaluation.report import Report
-from mednext_edge.evaluation.validate import Compared, validate
-from mednext_edge.export.export import check_patch, export, target_of
+from mednext_edge.export.export import check_build, check_sizes, export, target_of
+from mednext_edge.export.proof import Proof
+from mednext_edge.export.targets import BuildOptions, Progress
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import calibration_patch, default_count, draw
-from mednext_edge.runtime.engines import OpenOptions, open_engine
-from mednext_edge.runtime.session import Session
-from mednext_edge.runtime.torch_session import TorchSession
+from mednext_edge.quantize.calibration import FLOAT_PATCHES, calibration_patch, default_count, draw
 from mednext_edge.task import Frozen
 
-Progress = Callable[[str, int, int], None]
-"""Told of progress: (what is being done, steps done, steps in all; 0 in all means not known)."""
-
-PICTURE = "comparison.png"
 # Demo models whose images come with the package.
 DEMO_DATA = ("demo:brain-tissue",)
-# Timed patches: at least 5, more when they are small.
-LATENCY_ROUNDS, LATENCY_VOXELS = 5, 2**22
 
 
 @dataclass(frozen=True)
@@ -46,13 +32,15 @@ class ExportRequest:
 
     Attributes:
         calib, validate: data sets; for a demo model whose data is at hand they default to it.
+        precision: None takes the target's first.
         max_drop: largest drop of `metric` against FP32, as a fraction of 1.
+        build: what the builders of NVIDIA's targets are told.
         dry_run: check everything, write nothing.
     """
 
     checkpoint: str = "demo:brain-tissue"
     target: str = "openvino"
-    precision: str = "fp32"
+    precision: str | None = None
     calib: str | None = None
     validate: str | None = None
     max_drop: float = 0.005
@@ -62,6 +50,7 @@ class ExportRequest:
     out: Path | None = None
     force: bool = False
     dynamic: bool = False
+    build: BuildOptions = field(default_factory=BuildOptions)
     dry_run: bool = False
 
 
@@ -88,6 +77,14 @@ class GateFailure(AccuracyGateError):
         self.outcome = outcome
 
 
+class EngineDeferred(TargetUnavailableError):
+    """The bundle is written, but its engine can only be built on the device; `outcome` is what was written."""
+
+    def __init__(self, message: str, outcome: ExportOutcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
 def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     """Load, fuse, quantise, convert, validate, publish.
 
@@ -95,23 +92,27 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
 
     Raises:
         GateFailure: the drop exceeds `max_drop`; the bundle is written, its gate marked `failed`.
+        EngineDeferred: the engine cannot be built on this machine, and nobody said so with `build.defer`; the bundle is
+            written.
         MednextEdgeError: anything else; then nothing is written.
     """
     start = time.monotonic()
-    target_of(request.target, request.precision)
+    entry, precision = target_of(request.target, request.precision)
+    request = replace(request, precision=precision)
+    check_build(request.target, precision, request.build, request.dynamic)
     _ = METRICS[request.metric]
     progress("load", 0, 1)
     model = load(request.checkpoint)
     progress("load", 1, 1)
-    patch = check_patch(model, request.patch)
-    out = request.out or Path(f"{model.task.name}.{request.target}-{request.precision}")
+    patch = check_sizes(model, request.patch, request.build)
+    out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
-    calibration, cases = _data(request, model)
+    calibration, cases = _data(request, model, precision in entry.inspects)
     window = calibration_patch(model, patch)
-    samples = request.calib_samples or default_count(window)
+    samples = request.calib_samples or (default_count(window) if precision == "int8" else FLOAT_PATCHES)
     plan = {
         "checkpoint": f"{request.checkpoint} ({model.task.model.family} {model.task.model.variant})",
-        "target": f"{request.target} {request.precision}",
+        "target": f"{request.target} {precision}",
         "patch": _size(patch) + (" (dynamic)" if request.dynamic else ""),
         "calibration": f"{samples} patches of {_size(window)} from {calibration.name}" if calibration else "none",
         "validation": f"{len(cases)} cases" if cases else "none",
@@ -129,107 +130,55 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             patch=window,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
-    validation = _Validation(request, model, cases, progress)
+    proof = Proof(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
     progress("convert", 0, 0)
     export(
         model,
         target=request.target,
         out=out,
-        precision=request.precision,
+        precision=precision,
         calibration=patches,
         patch=patch,
         dynamic=request.dynamic,
         force=request.force,
-        check=validation.check,
-        progress=lambda done, total: progress("calibrate", done, total),
+        build=request.build,
+        check=proof.check,
+        progress=progress,
     )
+    manifest = read_manifest(out)
     outcome = ExportOutcome(
         path=out,
         written=True,
         seconds=time.monotonic() - start,
         plan=plan,
-        manifest=read_manifest(out),
-        report=validation.report,
-        gate=validation.gate,
+        manifest=manifest,
+        report=proof.report,
+        gate=proof.gate,
     )
-    if validation.gate is not None and validation.gate.status == "failed":
+    if proof.gate is not None and proof.gate.status == "failed":
         raise GateFailure(
-            f"{validation.gate.reason}; {out} is kept, marked as failed, with its report. "
+            f"{proof.gate.reason}; {out} is kept, marked as failed, with its report. "
             "Allow the drop with --max-drop, calibrate on more data, or export at a higher precision",
             outcome,
         )
-    return outcome
-
-
-class _Validation:
-    """Runs on the finished bundle before it is published, and leaves its reports in it."""
-
-    def __init__(self, request: ExportRequest, model: LoadedModel, cases: Sequence[Case], progress: Progress) -> None:
-        self.request, self.model, self.cases, self.progress = request, model, cases, progress
-        self.report: Report | None = None
-        self.gate: GateResult | None = None
-        self._shown: Compared | None = None
-
-    def check(self, folder: Path, manifest: Manifest) -> Gate:
-        engine = folder / manifest.engine.file
-        with open_engine(folder, manifest, OpenOptions()) as session:
-            report = self._measure(session, manifest)
-            layers = target_of(manifest.target, manifest.precision).layers(session, engine)
-        size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        self.report = report.model_copy(update={"layers": layers, "size_mb": size})
-        self.gate = check_gate(self.report, self.request.metric, self.request.max_drop)
-        (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
-        text = to_markdown(self.report)
-        if self._shown is not None:
-            self._draw(folder / PICTURE, manifest.precision)
-            text += f"\n![{self._shown.case}: image, reference, baseline, export, difference]({PICTURE})\n"
-        (folder / "report.md").write_text(text, encoding="utf-8")
-        return self.gate.for_manifest()
-
-    def _measure(self, session: Session, manifest: Manifest) -> Report:
-        patch = manifest.input.patch
-        rounds = max(LATENCY_ROUNDS, min(20, int(LATENCY_VOXELS / math.prod(patch))))
-        times = measure({"engine": session}, patch, rounds=rounds, warmup=1, progress=self._timing)
-        if not self.cases:
-            return Report(latency=times["engine"], environment=environment())
-        with TorchSession.of(self.model) as baseline:
-            report = validate(session, self.cases, baseline=baseline, progress=self.progress, seen=self._see)
-        return report.model_copy(update={"latency": times["engine"]})
-
-    def _timing(self, what: str, done: int, total: int) -> None:
-        self.progress("time the engine", done, total)
-
-    def _see(self, compared: Compared) -> None:
-        """Keep the case to draw: the one with most differing voxels, for a picture should not flatter."""
-        if self._shown is None or _differing(compared) > _differing(self._shown):
-            self._shown = compared
-
-    def _draw(self, path: Path, precision: str) -> None:
-        assert self._shown is not None
-        shown = self._shown
-        comparison(
-            shown.image.array,
-            shown.reference,
-            shown.baseline,
-            shown.exported,
-            path,
-            shown.image.spacing,
-            labels=self.model.task.labels,
-            names=("baseline FP32", precision.upper()),
+    if manifest.engine.status == "deferred" and not request.build.defer:
+        raise EngineDeferred(
+            f"found no GPU with TensorRT here, so {out} holds the graph and the recipe of its engine. Copy it to the "
+            f"device and run `mednext-edge build {out.name}` there; --defer-build says that this is meant",
+            outcome,
         )
+    return outcome
 
 
 def _size(patch: tuple[int, ...]) -> str:
     return " x ".join(map(str, patch))
 
 
-def _differing(compared: Compared) -> float:
-    other = compared.baseline if compared.baseline is not None else compared.reference
-    return float((compared.exported != other).mean()) if other is not None else 0.0
-
-
-def _data(request: ExportRequest, model: LoadedModel) -> tuple[Dataset | None, tuple[Case, ...]]:
+def _data(request: ExportRequest, model: LoadedModel, inspected: bool) -> tuple[Dataset | None, tuple[Case, ...]]:
     """Calibration data and validation cases, opened and checked against the network.
+
+    Args:
+        inspected: the target looks at calibration patches where there are any.
 
     Raises:
         UsageError: INT8 without data.
@@ -247,6 +196,9 @@ def _data(request: ExportRequest, model: LoadedModel) -> tuple[Dataset | None, t
         calibration = _open(calib, model)
         if not calibration.training:
             raise DataError(f"{calib} holds no training case to calibrate on")
+    elif inspected and (calib or labelled) is not None:
+        found = _open(str(calib or labelled), model)
+        calibration = found if found.training else None
     validation = _open(labelled, model) if labelled is not None else None
     if validation is None:
         return calibration, ()

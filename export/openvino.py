@@ -40,7 +40,11 @@ def write(job: Job, folder: Path) -> Engine:
             # NNCF infers while it collects ranges, and a static graph is several times faster at that.
             model.reshape(list(job.calibration.patches[0].shape))
             model = quantize(
-                model, job.calibration, input_name=INPUT, float_operators=FLOAT_OPERATORS, progress=job.progress
+                model,
+                job.calibration,
+                input_name=INPUT,
+                float_operators=FLOAT_OPERATORS,
+                progress=lambda done, total: job.progress("calibrate", done, total),
             )
             model.reshape(open_shape)
         ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))

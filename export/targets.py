@@ -1,21 +1,56 @@
-"""The table of targets: what can be written, in which precisions, with which package, for which device.
+"""The table of targets: what can be written, in which precisions, and by which file.
 
-Help texts, the checks of the flags and `doctor` are made from it. A target registers itself in its own
-file; the heavy library behind it is imported only when it writes.
+Every target's file adds its own entry with `TARGETS.add`; help texts, flag checks, the README table
+and `doctor` are made from the table. Files are imported for their entry by `mednext_edge.export.export`;
+the library behind one is imported only when it writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mednext_edge.bundle import Engine
+from mednext_edge.bundle import Engine, Manifest
 from mednext_edge.evaluation.report import Layers
 from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.nvidia.recipe import HardwareCompatibility
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.registry import Registry, unknown_name
 from mednext_edge.runtime.session import Session
+
+Progress = Callable[[str, int, int], None]
+"""Told of progress: (what is being done, steps done, steps in all; 0 in all means not known)."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the builders of NVIDIA's targets are told.
+
+    Attributes:
+        archs: compute capabilities to build for, such as `8.6`; empty leaves the choice to the target.
+        defer: write what the engine is built from, and leave the building to the device.
+        range: smallest and largest patch; None builds for one patch alone.
+        workspace_mib: limit of the builder's scratch memory; None is all that the device has.
+        optimization_level: 0..5; None is the builder's default.
+        hardware_compatibility: on which other GPUs the engine runs.
+        version_compatible: the engine runs in newer releases of the same major version.
+        int8_layers: kinds of convolution to quantise, names in `quantize.kinds.KINDS`; empty leaves the choice to the
+            target.
+    """
+
+    archs: tuple[str, ...] = ()
+    defer: bool = False
+    range: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    int8_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,8 +62,9 @@ class Job:
         precision: one of the target's.
         patch: spatial size, multiples of the network's divisor.
         dynamic: leave the spatial size open; `patch` is then the size it was checked at.
-        calibration: patches of that size or a smaller one; None unless the precision is `int8`.
-        progress: told of the calibration, as (patches taken, patches in all).
+        calibration: patches of that size or a smaller one; None where none are needed or at hand.
+        build: for NVIDIA's targets.
+        progress: told of calibration and build.
     """
 
     model: LoadedModel
@@ -36,7 +72,8 @@ class Job:
     patch: tuple[int, ...]
     dynamic: bool = False
     calibration: CalibrationSet | None = None
-    progress: Callable[[int, int], None] | None = None
+    build: BuildOptions = field(default_factory=BuildOptions)
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)
@@ -45,14 +82,18 @@ class Target:
 
     Attributes:
         summary: one line for people.
-        precisions: what it can be asked for.
+        precisions: what it can be asked for; the first is the default.
         package: what must be installed to write and run it.
         device: where it runs.
         rewrites: optional rewrites of the network that pay on this target.
         open_size: the engine file takes any patch, and is compiled for one when it is opened; otherwise it takes the
             patch it was exported for, unless it was exported with an open size.
+        built: made by NVIDIA's builders; the target takes `BuildOptions`.
         write: writes the engine into a folder.
         layers: in which precision the layers of an opened engine run, given the one asked for.
+        check: refuses options that this target cannot follow, before the work begins.
+        inspects: precisions for which calibration patches are looked at where they are at hand; `int8` needs them.
+        stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """
 
     summary: str
@@ -63,6 +104,9 @@ class Target:
     write: Callable[[Job, Path], Engine]
     layers: Callable[[Session, Path], Layers]
     open_size: bool = False
+    check: Callable[[BuildOptions, str], None] | None = None
+    inspects: tuple[str, ...] = ("int8",)
+    stand_in: Callable[[Path, Manifest], Session] | None = None
 
     def check_precision(self, name: str, precision: str) -> None:
         """Raises UnknownNameError when this target does not come in that precision."""

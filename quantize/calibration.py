@@ -29,6 +29,8 @@ Array = NDArray[np.float32]
 FOREGROUND = 2 / 3
 # About 16 patches of 80^3, and never so few that one image decides, nor so many that it takes an hour.
 VOXELS, FEWEST, MOST = 2**23, 8, 32
+FLOAT_PATCHES = 4
+"""How many patches show whether float16 holds every activation."""
 # Ranges are collected with every activation in memory at once (NNCF 3.4 on OpenVINO 2026.4: 17 GB at 128^3 for S k3).
 MEMORY = 4 * 2**30
 

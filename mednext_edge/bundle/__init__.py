@@ -2,7 +2,7 @@
 
 from mednext_edge.bundle.check import read_manifest, verify
 from mednext_edge.bundle.manifest import Engine, FileEntry, Gate, InputSpec, Manifest, OutputSpec, Plan
-from mednext_edge.bundle.update import update_bundle
+from mednext_edge.bundle.update import edit_bundle, update_bundle
 from mednext_edge.bundle.writer import BundleWriter
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Manifest",
     "OutputSpec",
     "Plan",
+    "edit_bundle",
     "read_manifest",
     "update_bundle",
     "verify",

@@ -1,10 +1,10 @@
-"""Renewing reports and gate of a bundle that is already in place."""
+"""Renewing parts of a bundle that is already in place."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mednext_edge.bundle.check import ENGINE_SUFFIXES, verify
@@ -41,20 +41,45 @@ def update_bundle(path: Path, files: Mapping[str, bytes], gate: Gate | None = No
     for name in files:
         if Path(inside(name)).suffix.lower() in ENGINE_SUFFIXES or name in (MANIFEST, SEAL):
             raise ValueError(f"{name}: engine and manifest are written by an export, not by an update")
+
+    def edit(folder: Path, manifest: Manifest) -> Manifest:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return manifest if gate is None else manifest.model_copy(update={"gate": gate})
+
+    return edit_bundle(path, edit, replaced=files)
+
+
+def edit_bundle(path: Path, edit: Callable[[Path, Manifest], Manifest], replaced: Iterable[str] = ()) -> Manifest:
+    """Change anything in a bundle, with the guarantees of `update_bundle`.
+
+    Args:
+        path: the bundle.
+        edit: given the new folder and the present manifest; adds files and returns the new manifest. Files that are
+            already there are links to those of the bundle and must not be written to.
+        replaced: relative paths of files to leave out of the new folder, for `edit` to write anew or not.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UsageError: the path is no bundle.
+        IntegrityError: the bundle is damaged.
+        ExportError: the disk is full.
+    """
     folder = Path(os.path.realpath(path))
     if folder.parent.is_dir():
         recover(folder)
     manifest = verify(folder)
+    left_out = {*replaced, MANIFEST, SEAL}
     writer = BundleWriter(folder, force=True)
     with writer as new:
         for file in folder.rglob("*"):
             name = file.relative_to(folder).as_posix()
-            if file.is_file() and name not in {*files, MANIFEST, SEAL}:
+            if file.is_file() and name not in left_out:
                 _link(file, new / name)
-        for name, content in files.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_bytes(content)
-        return writer.commit(manifest if gate is None else manifest.model_copy(update={"gate": gate}))
+        return writer.commit(edit(new, manifest))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,15 +16,20 @@ from mednext_edge.cli.console import (
     show_facts,
     track,
 )
+from mednext_edge.cli.names import parse_names
 from mednext_edge.cli.report import show_report
-from mednext_edge.cli.sizes import parse_size
+from mednext_edge.cli.sizes import parse_range, parse_size
 from mednext_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from mednext_edge.export.job import ExportOutcome
+    from mednext_edge.nvidia.recipe import HardwareCompatibility
 
 # As in the table of targets, which is not imported for a help text; a test compares the two.
-TARGETS = ("onnx", "openvino")
+TARGETS = ("onnx", "openvino", "trt", "trt-rtx")
+INT8_LAYERS = ("pointwise", "strided", "thin", "depthwise", "transposed", "dense")
+COMPATIBILITY = ("none", "ampere+", "same-cc")
+NVIDIA = "NVIDIA targets (trt, trt-rtx)"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DEMO = "demo:brain-tissue"
 
@@ -48,7 +53,8 @@ def export(
         str | None,
         typer.Option(
             metavar="|".join(PRECISIONS),
-            help="What the engine computes in; int8 is mixed with fp32. [default: fp32]",
+            help="What the engine computes in; int8 is mixed with fp32, for NVIDIA with fp16. "
+            "[default: fp32, for NVIDIA fp16]",
             callback=one_of("precision", PRECISIONS),
         ),
     ] = None,
@@ -81,6 +87,88 @@ def export(
     calib_samples: Annotated[
         int | None, typer.Option(min=1, help="Calibration patches to draw. [default: chosen from the data]")
     ] = None,
+    gpu_arch: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu-arch",
+            metavar="CC[,CC]",
+            help="Compute capabilities to build for, such as 8.6,8.9. [default: trt the GPU of this machine, "
+            "trt-rtx 8.6,8.9,12.0]",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = None,
+    defer_build: Annotated[
+        bool,
+        typer.Option(
+            "--defer-build",
+            help="Write graph and recipe alone; mednext-edge build finishes the bundle on the device.",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = False,
+    int8_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--int8-layers",
+            metavar="KIND[,KIND]",
+            help=f"Convolutions to quantise, of {', '.join(INT8_LAYERS)}. [default: pointwise]",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = None,
+    min_patch: Annotated[
+        str | None,
+        typer.Option(
+            "--min-patch",
+            metavar="D H W",
+            help="Smallest patch the engine takes. [default: --patch]",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = None,
+    max_patch: Annotated[
+        str | None,
+        typer.Option(
+            "--max-patch",
+            metavar="D H W",
+            help="Largest patch the engine takes. [default: --patch]",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Builder's scratch memory. [default: all of the device's]",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(
+            "--optimization-level",
+            min=0,
+            max=5,
+            help="Builder's effort. [default: the builder's]",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = None,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--hardware-compatibility",
+            metavar="|".join(COMPATIBILITY),
+            help="Other GPUs that the engine runs on; slower.",
+            callback=one_of("hardware compatibility", COMPATIBILITY),
+            rich_help_panel=NVIDIA,
+        ),
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="The engine runs in newer releases of the same major version.",
+            rich_help_panel=NVIDIA,
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The bundle to write. [default: NAME.TARGET-PRECISION]", dir_okay=True),
@@ -92,7 +180,7 @@ def export(
 ) -> None:
     """Turn a checkpoint into an engine for one target, validated on real images.
 
-    The network is fused exactly, quantised with NNCF where INT8 is asked for, written as a bundle (engine, manifest
+    The network is fused exactly, quantised where INT8 is asked for, written as a bundle (engine, manifest
     with digests, report with figures and pictures) and compared with its FP32 form. Nothing half-written is left.
 
     Examples:
@@ -100,15 +188,18 @@ def export(
     - `mednext-export --target openvino --int8`
     - `mednext-export nnUNet_results/.../fold_0 --target openvino --int8 --calib DATA --validate DATA`
     - `mednext-export model.pth --target onnx --precision fp32 --out model.onnx-fp32`
+    - `mednext-export --target trt --int8 --defer-build`, then on the device `mednext-edge build brain-tissue.trt-int8`
+    - `mednext-export --target trt-rtx --gpu-arch 8.6,8.9,12.0`
     """
     if int8 and precision not in (None, "int8"):
         raise UsageError(f"found --int8 and --precision {precision}; give one of them")
-    from mednext_edge.export.job import ExportRequest, GateFailure, run_export
+    from mednext_edge.export.job import EngineDeferred, ExportRequest, GateFailure, run_export
+    from mednext_edge.export.targets import BuildOptions
 
     request = ExportRequest(
         checkpoint=checkpoint,
         target=target,
-        precision="int8" if int8 else precision or "fp32",
+        precision="int8" if int8 else precision,
         calib=calib,
         validate=validate,
         max_drop=max_drop,
@@ -118,13 +209,23 @@ def export(
         out=out,
         force=force,
         dynamic=dynamic,
+        build=BuildOptions(
+            archs=parse_names(gpu_arch),
+            defer=defer_build,
+            range=parse_range(patch, min_patch, max_patch),
+            workspace_mib=workspace,
+            optimization_level=optimization_level,
+            hardware_compatibility=cast("HardwareCompatibility", hardware_compatibility),
+            version_compatible=version_compatible,
+            int8_layers=parse_names(int8_layers),
+        ),
         dry_run=dry_run,
     )
     tell = emit_json if json else _show
     try:
         with track(not no_progress) as progress:
             outcome = run_export(request, progress)
-    except GateFailure as failure:
+    except (GateFailure, EngineDeferred) as failure:
         tell(failure.outcome)
         raise
     tell(outcome)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mednext_edge.cli import bench, doctor, export, inspect, predict, train, validate, verify
+from mednext_edge.cli import bench, build, doctor, export, inspect, predict, train, validate, verify
 from mednext_edge.cli.console import show_error
 from mednext_edge.cli.sizes import SizeCommand
 from mednext_edge.errors import MednextEdgeError
@@ -27,6 +27,7 @@ COMMANDS = (
     ("inspect", inspect.inspect),
     ("train", train.train),
     ("export", export.export),
+    ("build", build.build),
     ("validate", validate.validate),
     ("predict", predict.predict),
     ("bench", bench.bench),

@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from mednext_edge.errors import UsageError
 
-SIZE_FLAGS = ("--patch",)
+SIZE_FLAGS = ("--patch", "--min-patch", "--max-patch")
 
 
 class SizeCommand(TyperCommand):
@@ -30,7 +30,7 @@ def join_sizes(args: Sequence[str]) -> list[str]:
     return joined
 
 
-def parse_size(text: str | None) -> tuple[int, ...] | None:
+def parse_size(text: str | None, flag: str = "--patch") -> tuple[int, ...] | None:
     """`96,128,128` or `96x128x128` -> (96, 128, 128).
 
     Raises:
@@ -40,5 +40,21 @@ def parse_size(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = text.lower().replace("x", ",").split(",")
     if len(parts) not in (2, 3) or not all(part.isdigit() and int(part) for part in parts):
-        raise UsageError(f"found `--patch {text}`; expected two or three whole numbers, such as `--patch 128 128 128`")
+        raise UsageError(f"found `{flag} {text}`; expected two or three whole numbers, such as `{flag} 128 128 128`")
     return tuple(int(part) for part in parts)
+
+
+def parse_range(patch: str | None, low: str | None, high: str | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The range of `--min-patch` and `--max-patch`, None when neither is given; one alone ends at `--patch`.
+
+    Raises:
+        UsageError: not sizes; or one alone, and no `--patch`.
+    """
+    if low is None and high is None:
+        return None
+    smallest, largest = parse_size(low, "--min-patch"), parse_size(high, "--max-patch")
+    usual = parse_size(patch)
+    smallest, largest = smallest or usual, largest or usual
+    if smallest is None or largest is None:
+        raise UsageError("found one end of the range of patches; give --min-patch and --max-patch, or --patch with one")
+    return smallest, largest

@@ -13,6 +13,8 @@ NOTICE = "Research software, not a medical device: not for diagnosis or treatmen
 def to_markdown(report: Report) -> str:
     """The report as Markdown tables; sections that were not measured are left out."""
     sections = ["# Report", NOTICE]
+    if report.stand_in is not None:
+        sections.append(f"Of the accuracy below: {report.stand_in}.")
     if report.accuracy is not None:
         sections += _accuracy(report.accuracy)
     sections += _speed(report)

@@ -113,15 +113,21 @@ class Fallback(Part):
 
 
 class Layers(Part):
-    """In which precision the engine's layers run."""
+    """In which precision the engine's layers run; `reformats` are those that only change a layout, where known."""
 
     counts_by_precision: dict[str, int]
     fallbacks: tuple[Fallback, ...] = ()
+    reformats: int | None = None
 
 
 class Report(Part):
-    """Everything measured; `peak_memory_mb` and `size_mb` are in 1e6 bytes."""
+    """Everything measured; `peak_memory_mb` and `size_mb` are in 1e6 bytes.
 
+    `stand_in` says what ran in place of an engine that cannot run on the machine of the export; None when the engine
+    itself ran.
+    """
+
+    stand_in: str | None = None
     accuracy: Accuracy | None = None
     per_case: tuple[CaseReport, ...] = ()
     latency: Latency | None = None

@@ -38,11 +38,11 @@ def test_int8_with_calibration_and_validation(
 def test_drop_over_the_limit_is_exit_3_and_keeps_the_bundle(
     mednext_export: Cli, edge: Cli, checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mednext_edge.export import job
+    from mednext_edge.export import proof
 
-    real = job.check_gate
+    real = proof.check_gate
     monkeypatch.setattr(
-        job,
+        proof,
         "check_gate",
         lambda *args: real(*args).model_copy(update={"status": "failed", "reason": "Dice drops by 0.1"}),
     )
@@ -70,7 +70,7 @@ def test_dry_run_writes_nothing(
     ("flags", "code", "words"),
     [
         (["--target", "opnvino"], 2, "Did you mean `openvino`"),
-        (["--target", "trt"], 2, "Known: onnx, openvino"),
+        (["--target", "coreml"], 2, "Known: onnx, openvino, trt, trt-rtx"),
         (["--precision", "in8"], 2, "Did you mean `int8`"),
         (["--int8", "--precision", "fp32"], 2, "give one of them"),
         (["--target", "onnx", "--precision", "bf16"], 2, "unknown precision of target onnx"),

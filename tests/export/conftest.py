@@ -6,16 +6,22 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mednext_edge.bundle import read_manifest
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.volume import Volume
-from mednext_edge.export.export import export
+from mednext_edge.errors import TargetUnavailableError
+from mednext_edge.export.export import TARGETS, export
+from mednext_edge.export.targets import BuildOptions
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.runtime.session import Array
+from mednext_edge.nvidia.providers import PROVIDERS
+from mednext_edge.runtime.engines import open as open_session
+from mednext_edge.runtime.session import Array, Session
 from tests.fusion.networks import WITH_GRN, levels, loaded
 
 PATCH = (16, 8, 16)
@@ -25,6 +31,37 @@ Bundles = Callable[..., Path]
 def single(model: LoadedModel) -> LoadedModel:
     """A float32 copy of a float64 network."""
     return replace(model, net=copy.deepcopy(model.net).float())
+
+
+BUILD = {
+    # As on a machine without a GPU, wherever the tests run; and one plan, which is as good as three.
+    "trt": BuildOptions(defer=True),
+    "trt-rtx": BuildOptions(archs=("8.6",)),
+}
+
+
+def build_options(target: str, **changes: Any) -> BuildOptions | None:
+    """What the tests build a target with; skips where its package is missing. None for targets that take none."""
+    if target == "trt-rtx":
+        try:
+            PROVIDERS["tensorrt-rtx"].load()
+        except TargetUnavailableError as error:
+            pytest.skip(str(error))
+    return replace(BUILD[target], **changes) if target in BUILD else None
+
+
+def session_of(bundle: Path, patch: tuple[int, ...] | None = None) -> Session:
+    """The engine of a bundle, or what stands in for it where no GPU is."""
+    try:
+        opened: Session = open_session(bundle, patch=patch)
+        return opened
+    except TargetUnavailableError:
+        manifest = read_manifest(bundle)
+        stand_in = TARGETS[manifest.target].stand_in
+        assert stand_in is not None
+        session: Session = stand_in(bundle, manifest)
+        session.patch = patch or session.patch
+        return session
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +111,15 @@ def bundles(model: LoadedModel, images: Dataset, tmp_path_factory: pytest.TempPa
     def bundle(target: str, precision: str) -> Path:
         out = root / f"{target}-{precision}"
         if not out.exists():
-            export(model, target=target, precision=precision, out=out, calibration=images, patch=PATCH)
+            export(
+                model,
+                target=target,
+                precision=precision,
+                out=out,
+                calibration=images,
+                patch=PATCH,
+                build=build_options(target),
+            )
         return out
 
     return bundle

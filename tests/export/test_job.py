@@ -14,7 +14,7 @@ from mednext_edge.bundle import read_manifest, verify
 from mednext_edge.checkpoints import save
 from mednext_edge.errors import AccuracyGateError, DataError, UnknownNameError, UsageError
 from mednext_edge.evaluation.report import Report
-from mednext_edge.export import job
+from mednext_edge.export import job, proof
 from mednext_edge.export.job import ExportRequest, run_export
 from mednext_edge.models.loaded import LoadedModel
 from tests.training.blobs import write_blobs
@@ -100,9 +100,9 @@ def test_name_of_the_bundle_when_none_is_given(
 def test_a_failed_gate_keeps_the_bundle(
     request_: ExportRequest, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = job.check_gate
+    real = proof.check_gate
     monkeypatch.setattr(
-        job,
+        proof,
         "check_gate",
         lambda report, metric, drop: real(report, metric, drop).model_copy(
             update={"status": "failed", "drop": 0.25, "reason": "Dice drops by 0.2500"}

@@ -1,0 +1,48 @@
+"""What an export is measured against: the network as it was given, in FP32."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+
+from mednext_edge.errors import ExportError
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.runtime.session import Session
+from mednext_edge.runtime.torch_session import TorchSession
+
+# FP32 sums of another order differ by some 1e-5 of the largest logit after a hundred layers.
+TOLERANCE = 1e-3
+
+
+def baseline_session(model: LoadedModel, patch: tuple[int, ...]) -> Session:
+    """The unmodified network in FP32.
+
+    ONNX Runtime computes it about twice as fast as PyTorch on a CPU, and takes part when it gives PyTorch's
+    logits for a patch of noise; else PyTorch itself runs. The session's `provider` says which.
+
+    Args:
+        model: in training form or fused.
+        patch: spatial size.
+    """
+    from mednext_edge.export.graph import to_onnx
+    from mednext_edge.runtime.onnx_session import OnnxSession
+
+    torch_session = TorchSession.of(model)
+    net = copy.deepcopy(model.net).eval()
+    if isinstance(net, MedNeXt):
+        net.do_ds = False
+    try:
+        graph = to_onnx(replace(model, net=net), patch)
+        fast = OnnxSession(graph.SerializeToString(), model.task, "fp32")
+    except (ExportError, ValueError):  # ValueError: over 2 GB, which is no protobuf
+        return torch_session
+    x = np.random.default_rng(0).normal(size=(1, model.task.model.in_channels, *patch)).astype(np.float32)
+    expected, found = torch_session.run(x), fast.run(x)
+    if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
+        fast.close()
+        return torch_session
+    torch_session.close()
+    return fast
