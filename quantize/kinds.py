@@ -1,8 +1,8 @@
 """The kinds of convolution, as INT8 sees them.
 
 The 1x1x1 convolutions between wide tensors hold most multiplications of a MedNeXt (nine of ten at kernel 3, seven to
-eight at kernel 5) and are matrix products, which INT8 speeds up everywhere. The others are each a case of their own: an engine may have no INT8 kernel for them, or one that
-is slower than float16.
+eight at kernel 5) and are matrix products, which INT8 speeds up everywhere. The others are each a case of their own:
+an engine may have no INT8 kernel for them, or one that is slower than float16.
 """
 
 from __future__ import annotations
