@@ -25,18 +25,23 @@ FEATURES = (
 )
 
 
-def library_path() -> Path:
-    """Where the native library was installed: beside this file in a wheel, in site-packages for an editable install.
-
-    Raises:
-        MednextEdgeError: it is in neither place.
-    """
-    candidates = [Path(__file__).parent / "lib" / LIBRARY]
+def places(library: str) -> list[Path]:
+    """Where a native library of ours may be: beside this file in a wheel, in site-packages for an editable install."""
     try:
         installed = metadata.files("mednext-edge") or []
     except metadata.PackageNotFoundError:
         installed = []
-    candidates += [Path(str(file.locate())) for file in installed if file.name == LIBRARY]
+    listed = [Path(str(file.locate())) for file in installed if file.name == library]
+    return [Path(__file__).parent / "lib" / library, *listed]
+
+
+def library_path() -> Path:
+    """Where the native library was installed.
+
+    Raises:
+        MednextEdgeError: it is not installed.
+    """
+    candidates = places(LIBRARY)
     for path in candidates:
         if path.is_file():
             return path

@@ -43,18 +43,18 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
     import psutil
 
     import mednext_edge.export.export  # noqa: F401  # every target puts itself into the table
-    from mednext_edge.cli.probes import NOTES, PROBES, state
+    from mednext_edge.cli.probes import NOTES, PROBES, cuda_kernels, state
     from mednext_edge.environment import environment
     from mednext_edge.export.targets import TARGETS
 
     here = environment()
     free = {"memory_gb": psutil.virtual_memory().available / 1e9, "disk_gb": shutil.disk_usage(Path.cwd()).free / 1e9}
-    nvidia = _nvidia()
+    nvidia, kernels = _nvidia(), cuda_kernels()
     targets = [state(name, TARGETS[name].package) for name in PROBES]
     warnings = _warnings(set(here.isa))
     if json:
         free = {name: round(value, 1) for name, value in free.items()}
-        report = {"environment": here, "free": free, "nvidia": nvidia, "targets": targets}
+        report = {"environment": here, "free": free, "nvidia": nvidia, "cuda_kernels": kernels, "targets": targets}
         emit_json({**report, "warnings": warnings, "notes": NOTES})
         return
     show_facts(
@@ -68,6 +68,7 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
             ("memory", f"{free['memory_gb']:.1f} GB available of {here.memory_gb:.1f} GB"),
             ("disk", f"{free['disk_gb']:.1f} GB free in {Path.cwd()}"),
             ("NVIDIA GPU", nvidia),
+            ("CUDA kernels", kernels),
             ("packages", ", ".join(f"{name} {version}" for name, version in here.packages.items())),
         ],
     )

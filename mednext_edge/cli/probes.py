@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mednext_edge.errors import ExportError, TargetUnavailableError
+from mednext_edge.errors import ExportError, MednextEdgeError, TargetUnavailableError
 from mednext_edge.task import Frozen
 
 Verdict = Literal["usable", "builds only", "missing"]
@@ -103,6 +103,18 @@ PROBES: dict[str, Callable[[], Found]] = {
     "trt-rtx": tensorrt_rtx,
 }
 """By target."""
+
+
+def cuda_kernels() -> str:
+    """Our CUDA kernels, in words: whether the package has them, and what to do where it has not."""
+    from mednext_edge.ops import cuda_library
+
+    try:
+        cuda_library.library()
+    except MednextEdgeError as error:
+        return str(error)
+    return "built"
+
 
 NOTES = (
     "TensorRT 11 has no DLA: a Jetson's deep learning accelerators need TensorRT 10, the GPU does not",

@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import torch
 
-from mednext_edge.fusion import depthwise_bias, heads, instance_norm, norm_affine, parity, training_parts
+from mednext_edge.fusion import (
+    cuda_depthwise,
+    depthwise_bias,
+    heads,
+    instance_norm,
+    norm_affine,
+    parity,
+    training_parts,
+)
 from mednext_edge.fusion.rewrite import Rewrite
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.registry import Registry
@@ -22,6 +30,7 @@ REWRITES.add("depthwise-bias", depthwise_bias.REWRITE)
 REWRITES.add("norm-affine", norm_affine.REWRITE)
 REWRITES.add("instance-norm", instance_norm.REWRITE)
 REWRITES.add("parity", parity.REWRITE)
+REWRITES.add("cuda-depthwise", cuda_depthwise.REWRITE)
 
 
 def fuse(model: LoadedModel, *, optional: Collection[str] = ()) -> LoadedModel:

@@ -73,6 +73,9 @@ def test_each_alone(config: MedNeXtConfig, name: str) -> None:
         ("instance-norm", ("norm-affine",), 9),
         ("parity", (), 0),
         ("parity", ("depthwise-bias",), 2),
+        ("cuda-depthwise", (), 9),
+        ("cuda-depthwise", ("depthwise-bias",), 9),
+        ("cuda-depthwise", ("depthwise-bias", "parity"), 7),
     ],
 )
 def test_each_changes_what_it_says(name: str, before: tuple[str, ...], places: int) -> None:
@@ -93,13 +96,13 @@ def test_the_order_of_the_table_is_the_order_of_application() -> None:
 
 def test_optional_rewrites_are_left_out_unless_named() -> None:
     assert fuse(loaded(TINY)).rewrites == tuple(name for name in REWRITES if name not in OPTIONAL)
-    assert OPTIONAL == ("parity",)
+    assert OPTIONAL == ("parity", "cuda-depthwise")
 
 
 def test_layer_norm_keeps_its_depthwise_bias() -> None:
     """LayerNorm averages over channels, so a bias of one channel does not cancel."""
     deploy = fuse(loaded(replace(TINY, norm="layer")), optional=OPTIONAL)
-    assert set(deploy.rewrites) == {"training-parts", "plain-heads", "norm-affine"}
+    assert set(deploy.rewrites) == {"training-parts", "plain-heads", "norm-affine", "cuda-depthwise"}
     assert sum(name.endswith("conv1.bias") for name in deploy.net.state_dict()) == 9
 
 
@@ -132,7 +135,7 @@ def test_twice_is_once() -> None:
 
 def test_optional_rewrites_can_be_added_later() -> None:
     model, x = loaded(TINY), image(TINY)
-    deploy = fuse(fuse(model), optional=("parity",))
+    deploy = fuse(fuse(model), optional=OPTIONAL)
     assert deploy.rewrites == tuple(REWRITES)
     assert difference(answer(deploy.net, x), answer(model.net, x)) <= TOLERANCE
 

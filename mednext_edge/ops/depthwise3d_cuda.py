@@ -1,0 +1,110 @@
+"""Depthwise 3-D convolution by our CUDA kernels: tensors to addresses, and nothing else.
+
+The kernels take channels-last activations and float32 weights [k, k, k, C]; every other layout is copied into
+that form first. Results are channels-last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mednext_edge.errors import UsageError
+from mednext_edge.ops import cuda_library
+from mednext_edge.ops.cuda_library import DType, Layer, Pass
+
+DTYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16}
+
+
+def takes(x: Tensor, kernel: int) -> bool:
+    """Whether the kernels are there and compute on tensors such as x."""
+    return (
+        x.device.type == "cuda"
+        and x.dtype in DTYPES
+        and kernel <= cuda_library.LARGEST_KERNEL
+        and x.numel() > 0
+        and cuda_library.available()
+    )
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """[N, C, *n] -> [N, C, *m], channels-last."""
+    x = _channels_last(x)
+    layer = _layer(x, x.shape[2:], weight.shape[-1], stride)
+    y = _output(x, layer)
+    _call("forward", layer, x, taps(weight), _float(bias), y)
+    return y
+
+
+def convolution_stats(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with the statistics that a per-channel norm behind it needs.
+
+    Returns:
+        The output; its mean over the voxels of each sample and channel, [N, C] float32; the sum of its squared
+        distances from that mean, [N, C] float32.
+    """
+    x = _channels_last(x)
+    layer = _layer(x, x.shape[2:], weight.shape[-1], stride)
+    y = _output(x, layer)
+    mean, moment = (torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2))
+    _call("forward_stats", layer, x, taps(weight), _float(bias), y, mean, moment, workspace=Pass.FORWARD_STATS)
+    return y, mean, moment
+
+
+def adjoint(y: Tensor, weight: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """[N, C, *m] -> [N, C, *size], channels-last."""
+    y = _channels_last(y)
+    layer = _layer(y, size, weight.shape[-1], stride)
+    x = torch.empty((*y.shape[:2], *size), dtype=y.dtype, device=y.device, memory_format=torch.channels_last_3d)
+    _call("grad_input", layer, y, taps(weight), x)
+    return x
+
+
+def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
+    """[N, C, *n], [N, C, *m] -> [C, 1, k, k, k], contiguous."""
+    x, y = _channels_last(x), _channels_last(y)
+    layer = _layer(x, x.shape[2:], kernel, stride)
+    grad = torch.empty((kernel, kernel, kernel, x.shape[1]), dtype=torch.float32, device=x.device)
+    _call("grad_weight", layer, x, y, grad, workspace=Pass.GRAD_WEIGHT)
+    return grad.permute(3, 0, 1, 2).unsqueeze(1).to(x.dtype).contiguous()
+
+
+def taps(weight: Tensor) -> Tensor:
+    """[C, 1, k, k, k] -> [k, k, k, C] float32, contiguous."""
+    return weight.squeeze(1).permute(1, 2, 3, 0).float().contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float().contiguous()
+
+
+def _layer(x: Tensor, size: Sequence[int], kernel: int, stride: int) -> Layer:
+    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, 0, DTYPES[x.dtype])
+
+
+def _output(x: Tensor, layer: Layer) -> Tensor:
+    size = [(n - 1) // layer.stride + 1 for n in x.shape[2:]]
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+
+
+def _call(function: str, layer: Layer, first: Tensor, *others: Tensor | None, workspace: Pass | None = None) -> None:
+    """Enqueue a function on the current stream of the tensors' device."""
+    library, device = cuda_library.library(), first.device
+    elsewhere = {str(t.device) for t in others if t is not None and t.device != device}
+    if elsewhere:
+        raise UsageError(f"found tensors on {device} and {', '.join(sorted(elsewhere))}; put all of them on one device")
+    on_gpu = device.type == "cuda"
+    with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+        arguments = [None if t is None else t.data_ptr() for t in (first, *others)]
+        if workspace is not None:
+            size = library.workspace_bytes(layer, workspace)
+            scratch = torch.empty(size, dtype=torch.uint8, device=device)
+            arguments += [scratch.data_ptr(), size]
+        library.call(function, layer, *arguments, torch.cuda.current_stream().cuda_stream if on_gpu else None)
