@@ -55,10 +55,9 @@ def depthwise3d(
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight, bias, stride)
-    if not transposed:
-        return convolution(x, weight, bias, stride)  # type: ignore[no-any-return]
-    y: Tensor = adjoint(x, weight, [stride * (n - 1) + 1 for n in x.shape[2:]], stride)
-    return y if bias is None else y + bias.view(-1, 1, 1, 1)
+    if transposed:
+        return adjoint(x, weight, bias, [stride * (n - 1) + 1 for n in x.shape[2:]], stride)  # type: ignore[no-any-return]
+    return convolution(x, weight, bias, stride)  # type: ignore[no-any-return]
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
@@ -95,11 +94,11 @@ def convolution_twin(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
     return y.contiguous(memory_format=layout(x))
 
 
-def adjoint_twin(y: Tensor, weight: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """[N, C, *m] -> [N, C, *size]; `size` is one that the convolution takes to m."""
+def adjoint_twin(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
+    """[N, C, *m] -> [N, C, *size]; `size` is one that the convolution takes to m. The bias, [C], is added."""
     excess = [n - (stride * (m - 1) + 1) for n, m in zip(size, y.shape[2:], strict=True)]
     x = F.conv_transpose3d(
-        y, weight, None, stride, padding=weight.shape[-1] // 2, output_padding=excess, groups=y.shape[1]
+        y, weight, bias, stride, padding=weight.shape[-1] // 2, output_padding=excess, groups=y.shape[1]
     )
     return x.contiguous(memory_format=layout(y))
 
@@ -124,10 +123,10 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> 
 
 
 @torch.library.custom_op("mednext::depthwise3d_adjoint", mutates_args=())
-def adjoint(y: Tensor, weight: Tensor, size: Sequence[int], stride: int) -> Tensor:
+def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
     if not cuda.takes(y, weight.shape[-1]):
-        return adjoint_twin(y, weight, size, stride)
-    return cuda.adjoint(y, weight, size, stride).contiguous(memory_format=layout(y))
+        return adjoint_twin(y, weight, bias, size, stride)
+    return cuda.adjoint(y, weight, bias, size, stride).contiguous(memory_format=layout(y))
 
 
 @torch.library.custom_op("mednext::depthwise3d_weight", mutates_args=())
@@ -143,7 +142,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
 
 
 @adjoint.register_fake
-def _(y: Tensor, weight: Tensor, size: Sequence[int], stride: int) -> Tensor:
+def _(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
     return _empty(y, size)
 
 
@@ -161,7 +160,7 @@ register_decomposition(torch.ops.mednext.depthwise3d.default)(convolution_twin)
 register_decomposition(torch.ops.mednext.depthwise3d_adjoint.default)(adjoint_twin)
 
 
-# Derivatives. Each operator is linear in both of its tensors, so the other two operators are its derivatives.
+# Derivatives. Each operator is linear in both tensors (and the bias is added), so the others are its derivatives.
 
 
 def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -173,7 +172,7 @@ def _differentiate_convolution(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]
     x, weight = ctx.saved_tensors
     wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
     return (
-        adjoint(g, weight, x.shape[2:], ctx.stride) if wants_x else None,
+        adjoint(g, weight, None, x.shape[2:], ctx.stride) if wants_x else None,
         weight_gradient(x, g, weight.shape[-1], ctx.stride) if wants_weight else None,
         g.sum((0, 2, 3, 4)) if wants_bias else None,
         None,
@@ -181,16 +180,17 @@ def _differentiate_convolution(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _save_adjoint(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    y, weight, _, ctx.stride = inputs
+    y, weight, _, _, ctx.stride = inputs
     ctx.save_for_backward(y, weight)
 
 
 def _differentiate_adjoint(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     y, weight = ctx.saved_tensors
-    wants_y, wants_weight, *_ = ctx.needs_input_grad
+    wants_y, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     return (
         convolution(g, weight, None, ctx.stride) if wants_y else None,
         weight_gradient(g, y, weight.shape[-1], ctx.stride) if wants_weight else None,
+        g.sum((0, 2, 3, 4)) if wants_bias else None,
         None,
         None,
     )
@@ -205,7 +205,7 @@ def _differentiate_weight(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, y = ctx.saved_tensors
     wants_x, wants_y, *_ = ctx.needs_input_grad
     return (
-        adjoint(y, g, x.shape[2:], ctx.stride) if wants_x else None,
+        adjoint(y, g, None, x.shape[2:], ctx.stride) if wants_x else None,
         convolution(x, g, None, ctx.stride) if wants_y else None,
         None,
         None,

@@ -54,13 +54,17 @@ def convolution_stats(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     return y, mean, moment
 
 
-def adjoint(y: Tensor, weight: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """[N, C, *m] -> [N, C, *size], channels-last."""
+def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
+    """[N, C, *m] -> [N, C, *size], channels-last; the bias is added."""
     y = _channels_last(y)
-    layer = _layer(y, size, weight.shape[-1], stride)
+    kernel = weight.shape[-1]
     x = torch.empty((*y.shape[:2], *size), dtype=y.dtype, device=y.device, memory_format=torch.channels_last_3d)
-    _call("grad_input", layer, y, taps(weight), x)
-    return x
+    if stride == 2 and all(n == 2 * m - 1 for n, m in zip(size, y.shape[2:], strict=True)):
+        layer = _layer(y, y.shape[2:], kernel, stride, transposed=True)
+        _call("forward", layer, y, taps(weight), _float(bias), x)
+        return x
+    _call("grad_input", _layer(y, size, kernel, stride), y, taps(weight), x)
+    return x if bias is None else x.add_(bias.view(-1, 1, 1, 1))
 
 
 def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
@@ -85,8 +89,8 @@ def _float(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float().contiguous()
 
 
-def _layer(x: Tensor, size: Sequence[int], kernel: int, stride: int) -> Layer:
-    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, 0, DTYPES[x.dtype])
+def _layer(x: Tensor, size: Sequence[int], kernel: int, stride: int, *, transposed: bool = False) -> Layer:
+    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, transposed, DTYPES[x.dtype])
 
 
 def _output(x: Tensor, layer: Layer) -> Tensor:
