@@ -31,6 +31,7 @@ def baseline_session(model: LoadedModel, patch: tuple[int, ...]) -> Session:
     from mednext_edge.runtime.onnx_session import OnnxSession
 
     torch_session = TorchSession.of(model)
+    torch_session.patch = patch
     net = copy.deepcopy(model.net).eval()
     if isinstance(net, MedNeXt):
         net.do_ds = False

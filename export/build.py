@@ -10,13 +10,13 @@ import numpy as np
 
 from mednext_edge.bundle import Manifest, edit_bundle, verify
 from mednext_edge.checkpoints import load
-from mednext_edge.data.dataset import open_dataset
-from mednext_edge.errors import ExportError, UsageError
+from mednext_edge.data.dataset import Case
+from mednext_edge.errors import DataError, ExportError, UsageError
 from mednext_edge.evaluation.gate import GateResult
 from mednext_edge.evaluation.metrics import METRICS
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export.export import check_build
-from mednext_edge.export.job import DEMO_DATA
+from mednext_edge.export.job import DEMO_DATA, open_data
 from mednext_edge.export.proof import PICTURE, REPORT, TEXT, Proof, open_or_stand_in
 from mednext_edge.export.targets import TARGETS, BuildOptions, Progress
 from mednext_edge.export.tensorrt import COMMAND, build, stand_in, write_recipe
@@ -68,6 +68,7 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     Raises:
         UsageError: the bundle has no recipe; an architecture that cannot be built for.
         IntegrityError: the bundle is damaged.
+        DataError: images that cannot be opened, or with other channels or labels than the network's.
         TargetUnavailableError: the builder, or the device that it needs, is not here.
         ExportError: the engine cannot be built, or does not compute what its graph computes.
     """
@@ -77,9 +78,9 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     recipe = _recipe(request.bundle, old, request.archs)
     check_build(old.target, old.precision, BuildOptions(archs=recipe.archs), dynamic=False)
     baseline = _baseline(request, old)
-    data = request.validate or next((demo for demo in DEMO_DATA if _is_demo(old, demo)), None)
-    cases = open_dataset(data).validation if data is not None else ()
-    cache = request.bundle.with_name(f"{request.bundle.name}.timing-cache")
+    cases = _cases(request, old)
+    place = request.bundle.resolve()
+    cache = place.with_name(f"{place.name}.timing-cache")
     with stand_in(request.bundle, old) as graph:
         proof = Proof(baseline or graph, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
 
@@ -115,6 +116,17 @@ def _recipe(bundle: Path, manifest: Manifest, archs: tuple[str, ...]) -> BuildRe
     provider = PROVIDERS[recipe.provider]
     checked = check_archs(archs, provider.load(), provider) if provider.cross else tuple(map(normalize, archs))
     return recipe.model_copy(update={"archs": checked})
+
+
+def _cases(request: BuildRequest, manifest: Manifest) -> tuple[Case, ...]:
+    """The labelled images to validate on, checked against the network; none where none are at hand."""
+    data = request.validate or next((demo for demo in DEMO_DATA if _is_demo(manifest, demo)), None)
+    if data is None:
+        return ()
+    cases = open_data(data, manifest.task).validation
+    if not cases:
+        raise DataError(f"{data} holds no validation case")
+    return cases
 
 
 def _is_demo(manifest: Manifest, demo: str) -> bool:

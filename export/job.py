@@ -20,7 +20,7 @@ from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import FLOAT_PATCHES, calibration_patch, default_count, draw
-from mednext_edge.task import Frozen
+from mednext_edge.task import Frozen, Task
 
 # Demo models whose images come with the package.
 DEMO_DATA = ("demo:brain-tissue",)
@@ -193,13 +193,13 @@ def _data(request: ExportRequest, model: LoadedModel, inspected: bool) -> tuple[
                 f"INT8 needs images to calibrate on, and {request.checkpoint} brings none; give --calib DATA, "
                 "a folder with dataset.json, or with images and labels"
             )
-        calibration = _open(calib, model)
+        calibration = open_data(calib, model.task)
         if not calibration.training:
             raise DataError(f"{calib} holds no training case to calibrate on")
     elif inspected and (calib or labelled) is not None:
-        found = _open(str(calib or labelled), model)
+        found = open_data(str(calib or labelled), model.task)
         calibration = found if found.training else None
-    validation = _open(labelled, model) if labelled is not None else None
+    validation = open_data(labelled, model.task) if labelled is not None else None
     if validation is None:
         return calibration, ()
     if request.validate and not validation.validation:
@@ -207,22 +207,30 @@ def _data(request: ExportRequest, model: LoadedModel, inspected: bool) -> tuple[
     return calibration, validation.validation
 
 
-def _open(where: str, model: LoadedModel) -> Dataset:
+def open_data(where: str, task: Task) -> Dataset:
+    """Open a data set and check it against what a network is for.
+
+    Args:
+        where: a folder of a data set, or of images alone; or the name of a demo.
+        task: of the network.
+
+    Raises:
+        DataError: it cannot be opened, or has other channels or labels.
+    """
     folder = Path(where)
     if folder.is_dir() and not (folder / "dataset.json").exists() and nifti_files(folder):
         # Images alone are enough to calibrate on.
-        names = tuple(f"channel-{i}" for i in range(model.task.model.in_channels))
-        return Dataset(folder.name, list_images(folder), (), model.task.labels, names)
+        names = tuple(f"channel-{i}" for i in range(task.model.in_channels))
+        return Dataset(folder.name, list_images(folder), (), task.labels, names)
     dataset = open_dataset(where)
-    if len(dataset.channels) != model.task.model.in_channels:
+    if len(dataset.channels) != task.model.in_channels:
         raise DataError(
-            f"{where} holds images of {len(dataset.channels)} channels; this network takes "
-            f"{model.task.model.in_channels}"
+            f"{where} holds images of {len(dataset.channels)} channels; this network takes {task.model.in_channels}"
         )
-    unknown = sorted(set(dataset.labels.values()) - set(model.task.labels.values()))
+    unknown = sorted(set(dataset.labels.values()) - set(task.labels.values()))
     if unknown:
         raise DataError(
-            f"{where} holds the label values {unknown}; this network knows {model.task.labels}. "
+            f"{where} holds the label values {unknown}; this network knows {task.labels}. "
             "Give data with the labels it was trained for"
         )
     return dataset

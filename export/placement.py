@@ -31,7 +31,7 @@ def placement(file: Path, asked: str) -> Layers:
         if all(name in dequantized for name in node.input[:2]):
             got = "int8"
         else:
-            half = weights[node.input[1]].data_type == onnx.TensorProto.FLOAT16
+            half = any(name in weights and weights[name].data_type == onnx.TensorProto.FLOAT16 for name in node.input)
             got = "fp16" if half else "fp32"
         counts[got] += 1
         if got != asked:

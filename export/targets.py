@@ -88,10 +88,10 @@ class Target:
         rewrites: optional rewrites of the network that pay on this target.
         open_size: the engine file takes any patch, and is compiled for one when it is opened; otherwise it takes the
             patch it was exported for, unless it was exported with an open size.
-        built: made by NVIDIA's builders; the target takes `BuildOptions`.
         write: writes the engine into a folder.
         layers: in which precision the layers of an opened engine run, given the one asked for.
-        check: refuses options that this target cannot follow, before the work begins.
+        check: for targets of NVIDIA's builders: refuses `BuildOptions` that they cannot follow, before the work begins;
+            None for targets that take none.
         inspects: precisions for which calibration patches are looked at where they are at hand; `int8` needs them.
         stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """

@@ -19,7 +19,7 @@ from mednext_edge.export.placement import placement
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target
 from mednext_edge.nvidia.architectures import PORTABLE, check_archs, normalize
 from mednext_edge.nvidia.build import build_plan
-from mednext_edge.nvidia.devices import devices
+from mednext_edge.nvidia.devices import CudaDevice, find_device
 from mednext_edge.nvidia.providers import PROVIDERS, Provider
 from mednext_edge.nvidia.recipe import RECIPE, BuildRecipe
 from mednext_edge.nvidia.trtexec import command
@@ -38,8 +38,8 @@ NOT_BUILT = "not built"
 INT8_LAYERS = ("pointwise",)
 """Kinds of convolution that become INT8 unless others are named.
 
-They hold nine of ten multiplications of a MedNeXt with kernel 3. For 3-D depthwise and transposed convolutions TensorRT has no INT8
-kernel, or one that is slower than float16 (its issues 1198, 1409, 2125, 4668).
+They hold nine of ten multiplications of a MedNeXt with kernel 3. For 3-D depthwise and transposed convolutions
+TensorRT has no INT8 kernel, or one that is slower than float16 (its issues 1198, 1409, 2125, 4668).
 """
 
 
@@ -93,17 +93,7 @@ def build(folder: Path, recipe: BuildRecipe, progress: Progress, timing_cache: P
     if provider.cross:
         plans = tuple(Plan(arch=arch, file=plan_file(arch)) for arch in recipe.archs)
     else:
-        here = devices()
-        if not here:
-            raise TargetUnavailableError(f"found no CUDA device; {provider.title} builds on the device that runs it")
-        arch = here[0].capability
-        if recipe.archs and arch not in recipe.archs:
-            raise UsageError(
-                f"the recipe is for compute capability {', '.join(recipe.archs)}, and this GPU ({here[0].name}) has "
-                f"{arch}; {provider.title} builds for the device at hand only. Run this on that device, or give "
-                f"--gpu-arch {arch}"
-            )
-        plans = (Plan(arch=arch, file=PLAN),)
+        plans = (Plan(arch=device_for(recipe.archs).capability, file=PLAN),)
     for plan in plans:
         build_plan(
             folder / recipe.graph,
@@ -132,13 +122,34 @@ def plan_file(arch: str) -> str:
     return f"model.sm{arch.replace('.', '')}.plan"
 
 
+def device_for(archs: tuple[str, ...]) -> CudaDevice:
+    """The GPU that TensorRT builds for, the first of this machine.
+
+    Args:
+        archs: compute capabilities that are asked for; none takes any.
+
+    Raises:
+        TargetUnavailableError: there is no GPU.
+        UsageError: it has another compute capability.
+    """
+    here = find_device(None)
+    if archs and here.capability not in archs:
+        raise UsageError(
+            f"found compute capability {', '.join(archs)} to build for, and {here}, which has {here.capability}; "
+            "TensorRT builds for the device at hand alone. Run `mednext-edge build` on the other device, with a bundle "
+            f"that was exported with --defer-build, or give --gpu-arch {here.capability}"
+        )
+    return here
+
+
 def local_device() -> bool:
     """Whether TensorRT and a GPU are both here."""
     try:
         PROVIDERS["tensorrt"].load()
+        find_device(None)
     except TargetUnavailableError:
         return False
-    return bool(devices())
+    return True
 
 
 def _write_graph(job: Job, folder: Path, provider: Provider) -> BuildRecipe:
@@ -252,13 +263,15 @@ def _stands_in(layer: EngineLayer, graph: Layers) -> bool:
 
 
 def check_local(options: BuildOptions, precision: str) -> None:
-    """Raises UsageError or UnknownNameError for options that TensorRT cannot follow."""
+    """Raises UsageError or UnknownNameError for options that TensorRT cannot follow, here or on any device."""
     _check_kinds(options, precision)
     if len(_archs(options.archs, PROVIDERS["tensorrt"])) > 1:
         raise UsageError(
             f"found --gpu-arch {','.join(options.archs)}; TensorRT builds for the GPU of the device alone. "
             "For several use --target trt-rtx"
         )
+    if not options.defer and local_device():
+        device_for(_archs(options.archs, PROVIDERS["tensorrt"]))
 
 
 def check_cross(options: BuildOptions, precision: str) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mednext_edge.cli.console import show_facts, show_table
+from mednext_edge.cli.console import say, show_facts, show_table
 
 if TYPE_CHECKING:
     from mednext_edge.evaluation.report import Report, Scores
 
 
 def show_report(report: Report) -> None:
-    """Scores of both models a class, the drop, and the time, on stderr."""
+    """Scores of both models a class, the drop, the time, and what stood in for the engine, on stderr."""
     accuracy = report.accuracy
     if accuracy is not None and accuracy.exported is not None:
         models = [(name, s) for name, s in (("baseline", accuracy.baseline), ("this", accuracy.exported)) if s]
@@ -35,6 +35,8 @@ def show_report(report: Report) -> None:
     if report.size_mb is not None:
         facts.append(("size", f"{report.size_mb:.1f} MB"))
     show_facts("", facts)
+    if report.stand_in is not None:
+        say(f"note: {report.stand_in}", "yellow")
 
 
 def _scores(models: list[tuple[str, Scores]], label: str) -> list[str]:
