@@ -1,0 +1,84 @@
+// What a kernel needs from its machine: indices, barrier, asynchronous copies, launch. nvcc gives the GPU's own;
+// a host compiler gives host/block.h, which runs the threads of a block as fibers. Kernels are written once.
+//
+// A kernel is a struct with `Args`, THREADS, MIN_BLOCKS (per multiprocessor), SHARED (bytes) and
+// `static void run(const Args&, char* shared)`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mednext {
+
+struct Grid {
+  int64_t x, y, z;
+  bool fits() const { return x > 0 && x < (int64_t{1} << 31) && y > 0 && y < 65536 && z > 0 && z < 65536; }
+};
+
+}  // namespace mednext
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#define MEDNEXT_DEVICE __device__ __forceinline__
+
+namespace mednext {
+
+MEDNEXT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+MEDNEXT_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
+MEDNEXT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+MEDNEXT_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
+MEDNEXT_DEVICE int blocks_x() { return static_cast<int>(gridDim.x); }
+MEDNEXT_DEVICE void barrier() { __syncthreads(); }
+
+// 16 bytes into shared memory, or 16 zero bytes when not `inside`; `global` must be readable memory either way.
+MEDNEXT_DEVICE void copy_async(char* shared, const void* global, bool inside) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = inside ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+MEDNEXT_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+// Until at most `LEFT` of this thread's groups are under way.
+template <int LEFT>
+MEDNEXT_DEVICE void copies_wait() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::THREADS, Kernel::MIN_BLOCKS) entry(const typename Kernel::Args args) {
+  extern __shared__ __align__(128) char shared[];
+  Kernel::run(args, shared);
+}
+
+template <class Kernel>
+int launch(const Grid& grid, typename Kernel::Args args, void* stream) {
+  const void* function = reinterpret_cast<const void*>(&entry<Kernel>);
+  if (Kernel::SHARED > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SHARED);
+    if (error != cudaSuccess) return error;
+  }
+  void* pointers[] = {&args};
+  return cudaLaunchKernel(function,
+                          dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
+                          dim3(Kernel::THREADS), pointers, Kernel::SHARED, static_cast<cudaStream_t>(stream));
+}
+
+inline int multiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
+inline const char* machine_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+
+}  // namespace mednext
+
+#else
+
+#define MEDNEXT_DEVICE inline
+#include "../../host/block.h"
+
+#endif

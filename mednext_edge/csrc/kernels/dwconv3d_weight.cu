@@ -1,0 +1,49 @@
+#include "mednext/dwconv3d_weight.h"
+
+#include <algorithm>
+
+#include "launch.h"
+
+namespace mednext {
+namespace {
+
+template <class F>
+int dispatch(const Problem& p, F f) {
+  return with_dtype(p.dtype, [&](auto type) {
+    return with_kernel(p.kernel, [&](auto kernel) {
+      return with_stride(p.stride, [&](auto stride) {
+        return f(WeightGradient<decltype(type), decltype(kernel)::value, decltype(stride)::value>{});
+      });
+    });
+  });
+}
+
+}  // namespace
+
+int plan_weight(const Problem& p, Plan* plan) {
+  return dispatch(p, [&](auto kernel) {
+    using Kernel = decltype(kernel);
+    if (const int error = plan_tiles<Kernel>(p, Kernel::HEIGHT, plan)) return error;
+    int processors = 0;
+    if (const int error = multiprocessors(&processors)) return error;
+    // Two blocks for each multiprocessor; more would only lengthen the workspace and the second stage.
+    const int64_t most = std::max<int64_t>(1, 2 * processors / ceil_div(p.c, Kernel::CHANNELS));
+    plan->blocks = std::min(plan->blocks * p.n, most);
+    return 0;
+  });
+}
+
+int run_weight(const Problem& p, const Plan& plan, const WeightTensors& t, void* stream) {
+  return dispatch(p, [&](auto kernel) {
+    using Kernel = decltype(kernel);
+    const WeightArgs args{t.small,      t.large,     t.partials, p.out,           p.in,           p.n, p.c, plan.tiles_x,
+                          plan.tiles_y, plan.chunks, plan.chunk, wide_rows(t.small, p), wide_rows(t.large, p)};
+    return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), 1}, args, stream);
+  });
+}
+
+int sum_partials(const float* partials, float* sum, int64_t blocks, int64_t size, void* stream) {
+  return launch_blocks<SumPartials>({ceil_div(size, SumPartials::COLUMNS), 1, 1}, {partials, sum, blocks, size}, stream);
+}
+
+}  // namespace mednext

@@ -1,0 +1,139 @@
+// Which kernel serves a layer, and how it is cut into blocks.
+#pragma once
+
+#include <type_traits>
+
+#include "mednext/dwconv3d_args.h"
+#include "mednext_cuda.h"
+
+namespace mednext {
+
+// A pass over a layer: its input and output may be those of the layer or their gradients.
+struct Problem {
+  Extent in, out;
+  int n, c, kernel, stride, dtype;
+  bool transposed;
+};
+
+struct Plan {
+  int tiles_x = 0, tiles_y = 0;
+  int chunk = 0, chunks = 0;  // planes of a piece, pieces along z
+  int64_t segment = 0;        // voxels of a block, general kernels only
+  int64_t blocks = 0;         // along the grid's x
+};
+
+struct Tensors {
+  const void* x;
+  const float* weight;
+  const float* bias;
+  void* y;
+  float* partials;
+  bool flip;
+};
+
+struct WeightTensors {
+  const void* small;
+  const void* large;
+  float* partials;
+};
+
+// Every function returns 0, a cudaError_t or MEDNEXT_E_*. For a weight gradient, `in` is the larger tensor of the
+// pair and `out` the smaller.
+int plan_direct(const Problem& problem, Plan* plan);
+int plan_transposed(const Problem& problem, Plan* plan);
+int plan_general(const Problem& problem, Plan* plan);
+int plan_weight(const Problem& problem, Plan* plan);
+int plan_general_weight(const Problem& problem, Plan* plan);
+
+int run_direct(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
+int run_transposed(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
+int run_general(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
+int run_weight(const Problem& problem, const Plan& plan, const WeightTensors& tensors, void* stream);
+int run_general_weight(const Problem& problem, const Plan& plan, const WeightTensors& tensors, void* stream);
+
+int merge_moments(const Problem& problem, const Plan& plan, const float* partials, float* mean, float* moment,
+                  void* stream);
+int sum_partials(const float* partials, float* sum, int64_t blocks, int64_t size, void* stream);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+inline int element_bytes(int dtype) { return dtype == MEDNEXT_F32 ? 4 : 2; }
+
+// Whether every voxel's channels start at 16 bytes.
+inline bool wide_rows(const void* x, const Problem& p) {
+  return aligned(x, 16) && static_cast<int64_t>(p.c) * element_bytes(p.dtype) % 16 == 0;
+}
+
+inline ConvArgs conv_args(const Problem& p, const Plan& plan, const Tensors& t) {
+  return {t.x,        t.weight,     t.bias,       t.y,        t.partials, p.in,           p.out,
+          p.c,        plan.tiles_x, plan.tiles_y, plan.chunk, t.flip,     wide_rows(t.x, p), aligned(t.y, 4) && p.c % 2 == 0};
+}
+
+// Cuts `depth` planes into chunks: of all counts the one that keeps `slots` resident blocks busy for the least
+// time, counted in waves of blocks times the planes a block goes through, `overhead` of which it repeats.
+inline void choose_chunks(int depth, int overhead, int64_t tiles, int64_t slots, Plan* plan) {
+  int64_t best = 0;
+  for (int count = 1; count <= depth; ++count) {
+    const int chunk = static_cast<int>(ceil_div(depth, count));
+    const int64_t cost = ceil_div(tiles * ceil_div(depth, chunk), slots) * (chunk + overhead);
+    if (best && cost >= best) continue;
+    best = cost;
+    plan->chunk = chunk;
+  }
+  plan->chunks = static_cast<int>(ceil_div(depth, plan->chunk));
+}
+
+template <class Kernel>
+int plan_tiles(const Problem& p, int height, Plan* plan) {
+  int processors = 0;
+  if (const int error = multiprocessors(&processors)) return error;
+  plan->tiles_x = static_cast<int>(ceil_div(p.out.w, Kernel::X));
+  plan->tiles_y = static_cast<int>(ceil_div(p.out.h, height));
+  const int64_t channel_tiles = ceil_div(p.c, Kernel::CHANNELS);
+  const int64_t tiles = static_cast<int64_t>(plan->tiles_x) * plan->tiles_y;
+  choose_chunks(p.out.d, Kernel::OVERHEAD, tiles * channel_tiles * p.n, processors * Kernel::MIN_BLOCKS, plan);
+  plan->blocks = tiles * plan->chunks;
+  return 0;
+}
+
+template <class Kernel>
+int launch_blocks(const Grid& grid, const typename Kernel::Args& args, void* stream) {
+  return grid.fits() ? launch<Kernel>(grid, args, stream) : MEDNEXT_E_SHAPE;
+}
+
+template <class F>
+int with_dtype(int dtype, F f) {
+  switch (dtype) {
+    case MEDNEXT_F32:
+      return f(F32{});
+    case MEDNEXT_F16:
+      return f(F16{});
+    case MEDNEXT_BF16:
+      return f(BF16{});
+    default:
+      return MEDNEXT_E_DTYPE;
+  }
+}
+
+template <class F>
+int with_kernel(int kernel, F f) {
+  switch (kernel) {
+    case 3:
+      return f(std::integral_constant<int, 3>{});
+    case 5:
+      return f(std::integral_constant<int, 5>{});
+    case 7:
+      return f(std::integral_constant<int, 7>{});
+    default:
+      return MEDNEXT_E_KERNEL;
+  }
+}
+
+template <class F>
+int with_stride(int stride, F f) {
+  return stride == 1 ? f(std::integral_constant<int, 1>{}) : f(std::integral_constant<int, 2>{});
+}
+
+}  // namespace mednext
