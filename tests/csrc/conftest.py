@@ -1,0 +1,20 @@
+"""The host library, built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mednext_edge.ops.cuda_library import CudaLibrary
+from tests.csrc.host_library import build_host_library
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
+    return CudaLibrary(build_host_library(tmp_path_factory.mktemp("csrc")))
+
+
+@pytest.fixture(scope="session")
+def csrc() -> Path:
+    return Path(__file__).parents[2] / "mednext_edge" / "csrc"

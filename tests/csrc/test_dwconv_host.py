@@ -1,0 +1,197 @@
+"""The depthwise kernels, run on the processor, against PyTorch in float64."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from mednext_edge.ops.cuda_library import SIGNATURES, CudaLibrary, DType, Layer, Pass
+from tests.csrc.kernels import DTYPES, Case, Guarded
+
+# (n, c, d, h, w): below, at and above a tile of 16 x 8 voxels and of 16 or 32 channels; one voxel deep, one voxel
+# in all; channels that fill no 16-byte copy and no pair; two images.
+SHAPES = (
+    (1, 3, 4, 9, 10),
+    (2, 40, 3, 5, 8),
+    (1, 8, 1, 17, 3),
+    (1, 33, 6, 2, 9),
+    (1, 1, 1, 1, 1),
+    (1, 16, 9, 1, 18),
+)
+FORMS = ((1, False), (2, False), (2, True))
+every_form = pytest.mark.parametrize(("stride", "transposed"), FORMS, ids=("conv", "stride 2", "transposed"))
+LAYERS = [(kernel, shape) for kernel in (3, 5, 7) for shape in SHAPES]
+# Sizes without a kernel of their own, the second larger than its image.
+LAYERS += [(1, (2, 40, 3, 5, 8)), (9, (2, 3, 3, 6, 7))]
+
+
+@every_form
+@pytest.mark.parametrize(("kernel", "shape"), LAYERS, ids=str)
+def test_all_passes(
+    host: CudaLibrary, kernel: int, shape: tuple[int, int, int, int, int], stride: int, transposed: bool
+) -> None:
+    for dtype in DTYPES:
+        case = Case(shape, kernel, stride, transposed, dtype)
+        taps = kernel**3
+
+        x, w, bias = case.x.double(), case.weight.double(), case.bias.double().view(-1, 1, 1, 1)
+        exact, magnitude = case.reference(x, w) + bias, case.reference(x.abs(), w.abs()) + bias.abs()
+        y = case.forward(host)
+        assert ((y - exact).abs() <= case.bound(exact, magnitude, taps)).all()
+
+        dx, dw = case.reference_gradients()
+        dx_magnitude, dw_magnitude = case.reference_gradients(absolute=True)
+        assert ((case.grad_input(host) - dx).abs() <= case.bound(dx, dx_magnitude, taps)).all()
+        terms = min(case.x[:, 0].numel(), case.dy[:, 0].numel())
+        assert ((case.grad_weight(host) - dw).abs() <= (terms + 2) * 2.0**-24 * dw_magnitude).all()
+
+        again, mean, moment = case.forward_stats(host)
+        assert torch.equal(again, y)
+        wide = exact.flatten(2)
+        voxels = wide.shape[2]
+        slack = ((taps + voxels + 2) * 2.0**-24 * magnitude.flatten(2)).amax(2)
+        assert ((mean - wide.mean(2)).abs() <= slack).all()
+        spread = (wide - wide.mean(2, keepdim=True)).square().sum(2)
+        # d(sum of squares) = 2 * sum(|value| * d(value)), and as much again in the merging.
+        assert ((moment - spread).abs() <= 4 * slack * (spread.sqrt() + slack) * voxels**0.5).all()
+
+
+@every_form
+def test_without_bias(host: CudaLibrary, stride: int, transposed: bool) -> None:
+    case = Case((1, 8, 3, 4, 5), 3, stride, transposed)
+    exact = case.reference(case.x.double(), case.weight.double())
+    torch.testing.assert_close(case.forward(host, bias=False).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@every_form
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_off_a_16_byte_boundary(host: CudaLibrary, stride: int, transposed: bool, dtype: torch.dtype) -> None:
+    shifted, plain = (Case((1, 16, 3, 9, 9), 3, stride, transposed, dtype, shift=shift) for shift in (1, 0))
+    assert torch.equal(shifted.forward(host), plain.forward(host))
+    assert torch.equal(shifted.grad_input(host), plain.grad_input(host))
+    assert torch.equal(shifted.grad_weight(host), plain.grad_weight(host))
+
+
+@every_form
+@pytest.mark.parametrize("kernel", (3, 1))
+def test_moments_do_not_cancel(host: CudaLibrary, stride: int, transposed: bool, kernel: int) -> None:
+    """A mean of ten thousand times the spread, where float sums of squares keep no digit of the variance."""
+    case = Case((1, 2, 6, 16, 16), kernel, stride, transposed, mean=1e4)
+    case.weight.zero_()
+    case.weight[:, :, kernel // 2, kernel // 2, kernel // 2] = 1
+    case.bias.zero_()
+    y, mean, moment = case.forward_stats(host)
+    if transposed:  # the values between are zeros: keep those alone that are inputs
+        assert torch.equal(y[..., ::2, ::2, ::2], case.x)
+    wide = y.double().flatten(2)
+    torch.testing.assert_close(mean.double(), wide.mean(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(moment.double(), wide.var(2, correction=0) * wide.shape[2], rtol=1e-3, atol=0)
+
+
+def test_moments_of_a_constant(host: CudaLibrary) -> None:
+    case = Case((2, 4, 3, 9, 20), 1)
+    case.weight.zero_()
+    _, mean, moment = case.forward_stats(host)
+    assert torch.equal(mean, case.bias.expand(2, 4))
+    assert torch.equal(moment, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_storage_types_are_exact(host: CudaLibrary, dtype: torch.dtype) -> None:
+    """Every number of the type survives, and floats round to the nearest as PyTorch rounds them."""
+    layer = Layer(1, 1, 1, 1, 65536, 1, 1, 0, {torch.float16: DType.F16, torch.bfloat16: DType.BF16}[dtype])
+    numbers = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    ones = torch.ones(65536)
+    floats = torch.randint(-(2**31), 2**31 - 1, (65536,), generator=torch.Generator().manual_seed(0))
+    edges = torch.tensor([65504, 65519, 65520, 2.0**-24, 2.0**-25, 3 * 2.0**-25, 2.0**-26, 0.0, -0.0, 3.4e38, 1e-45])
+    floats = torch.cat([floats.to(torch.int32).view(torch.float32)[:-11], edges])
+    for x, weight in ((numbers, ones), (ones.to(dtype), floats)):
+        y = Guarded((65536,), dtype)
+        x, weight = x.contiguous(), weight.contiguous()
+        host.call("forward", layer, x.data_ptr(), weight.data_ptr(), None, y.address, None)
+        expected = (x.float() * weight).to(dtype)
+        torch.testing.assert_close(y.tensor, expected, rtol=0, atol=0, equal_nan=True)
+
+
+GOOD = {"n": 1, "d": 2, "h": 2, "w": 2, "c": 4, "kernel": 3, "stride": 1, "transposed": 0, "dtype": 0}
+POINTERS = {
+    "forward": (0, 1, 3),
+    "forward_stats": (0, 1, 3, 4, 5, 6),
+    "grad_input": (0, 1, 2),
+    "grad_weight": (0, 1, 2, 3),
+}
+"""Of every function, which of its pointers before the stream must be given."""
+
+
+def code(host: CudaLibrary, function: str, layer: Layer | None, pointers: list[int], size: int = 1 << 20) -> int:
+    """What a function returns; a workspace of `size` bytes where it takes one."""
+    call = getattr(ctypes.CDLL(str(host.path)), f"mednext_dwconv3d_{function}")
+    call.argtypes = SIGNATURES[function]
+    works = (size,) if ctypes.c_size_t in SIGNATURES[function] else ()
+    return int(call(None if layer is None else ctypes.byref(layer), *pointers, *works, None))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"n": 0}, -2),
+        ({"d": 0}, -2),
+        ({"h": -1}, -2),
+        ({"c": 0}, -2),
+        ({"n": 65536}, -2),
+        ({"w": 2**40}, -2),
+        ({"h": 2**20, "w": 2**20}, -2),
+        ({"h": 2**14, "w": 2**14, "stride": 2, "transposed": 1}, -2),
+        ({"kernel": 4}, -3),
+        ({"kernel": 0}, -3),
+        ({"kernel": -3}, -3),
+        ({"kernel": 33}, -3),
+        ({"stride": 3}, -4),
+        ({"stride": 0}, -4),
+        ({"transposed": 1}, -4),
+        ({"dtype": 3}, -5),
+    ],
+    ids=str,
+)
+def test_layers_that_cannot_be(host: CudaLibrary, change: dict[str, int], expected: int) -> None:
+    layer = Layer(**(GOOD | change))
+    memory = torch.full((64,), torch.nan)
+    for function, required in POINTERS.items():
+        assert code(host, function, layer, [memory.data_ptr()] * (max(required) + 1)) == expected
+    size = ctypes.c_size_t(7)
+    query = ctypes.CDLL(str(host.path)).mednext_dwconv3d_workspace_bytes
+    assert query(ctypes.byref(layer), Pass.GRAD_WEIGHT, ctypes.byref(size)) == expected
+    assert memory.isnan().all() and size.value == 7
+
+
+@pytest.mark.parametrize("function", POINTERS)
+def test_pointers_that_cannot_be(host: CudaLibrary, function: str) -> None:
+    """Null, and two bytes off an element."""
+    memory = torch.full((1024,), torch.nan)
+    good = [memory.data_ptr()] * (max(POINTERS[function]) + 1)
+    assert code(host, function, None, good) == -1
+    for index in POINTERS[function]:
+        for wrong in (0, memory.data_ptr() + 2):
+            pointers = [*good[:index], wrong, *good[index + 1 :]]
+            assert code(host, function, Layer(**GOOD), pointers) == -1
+    assert memory.isnan().all()
+
+
+@pytest.mark.parametrize("kernel", (3, 1))
+def test_workspace_that_is_too_small(host: CudaLibrary, kernel: int) -> None:
+    layer = Layer(**(GOOD | {"kernel": kernel}))
+    memory = torch.full((4096,), torch.nan)
+    for function, which in (("forward_stats", Pass.FORWARD_STATS), ("grad_weight", Pass.GRAD_WEIGHT)):
+        need = host.workspace_bytes(layer, which)
+        assert code(host, function, layer, [memory.data_ptr()] * (max(POINTERS[function]) + 1), need - 1) == -6
+    assert memory.isnan().all()
+
+
+def test_codes_in_words(host: CudaLibrary) -> None:
+    words = ctypes.CDLL(str(host.path)).mednext_cuda_error
+    words.restype = ctypes.c_char_p
+    texts = [words(code) for code in range(-6, 1)]
+    assert all(texts) and len(set(texts)) == 7
+    assert words(12345)
