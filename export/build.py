@@ -77,8 +77,9 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     old = verify(request.bundle)
     recipe = _recipe(request.bundle, old, request.archs)
     check_build(old.target, old.precision, BuildOptions(archs=recipe.archs), dynamic=False)
-    baseline = _baseline(request, old)
-    cases = _cases(request, old)
+    demo = next((name for name in DEMO_DATA if load(name).source.sha256 == old.source.sha256), None)
+    baseline = _baseline(request.bundle, old, request.checkpoint or demo)
+    cases = _cases(old, request.validate or demo)
     place = request.bundle.resolve()
     cache = place.with_name(f"{place.name}.timing-cache")
     with stand_in(request.bundle, old) as graph:
@@ -118,9 +119,8 @@ def _recipe(bundle: Path, manifest: Manifest, archs: tuple[str, ...]) -> BuildRe
     return recipe.model_copy(update={"archs": checked})
 
 
-def _cases(request: BuildRequest, manifest: Manifest) -> tuple[Case, ...]:
-    """The labelled images to validate on, checked against the network; none where none are at hand."""
-    data = request.validate or next((demo for demo in DEMO_DATA if _is_demo(manifest, demo)), None)
+def _cases(manifest: Manifest, data: str | None) -> tuple[Case, ...]:
+    """Labelled images to validate on, checked against the network; none where none are at hand."""
     if data is None:
         return ()
     cases = open_data(data, manifest.task).validation
@@ -129,18 +129,14 @@ def _cases(request: BuildRequest, manifest: Manifest) -> tuple[Case, ...]:
     return cases
 
 
-def _is_demo(manifest: Manifest, demo: str) -> bool:
-    return load(demo).source.sha256 == manifest.source.sha256
-
-
-def _baseline(request: BuildRequest, manifest: Manifest) -> LoadedModel | None:
-    if request.checkpoint is None:
-        demos = [demo for demo in DEMO_DATA if _is_demo(manifest, demo)]
-        return load(demos[0]) if demos else None
-    model = load(request.checkpoint)
+def _baseline(bundle: Path, manifest: Manifest, checkpoint: str | None) -> LoadedModel | None:
+    """The checkpoint that a bundle was exported from; None without one."""
+    if checkpoint is None:
+        return None
+    model = load(checkpoint)
     if model.source.sha256 != manifest.source.sha256:
         raise UsageError(
-            f"{request.checkpoint} has SHA-256 {model.source.sha256[:12]}; {request.bundle} was exported from "
+            f"{checkpoint} has SHA-256 {model.source.sha256[:12]}; {bundle} was exported from "
             f"{manifest.source.sha256[:12]}. Give the checkpoint that it was exported from"
         )
     return model
