@@ -20,14 +20,13 @@ DTYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DT
 
 
 def takes(x: Tensor, kernel: int) -> bool:
-    """Whether the kernels are there and compute on tensors such as x."""
-    return (
-        x.device.type == "cuda"
-        and x.dtype in DTYPES
-        and kernel <= cuda_library.LARGEST_KERNEL
-        and x.numel() > 0
-        and cuda_library.available()
-    )
+    """Whether the kernels compute on tensors such as x."""
+    return x.dtype in DTYPES and kernel <= cuda_library.LARGEST_KERNEL and x.numel() > 0 and reaches(x.device)
+
+
+def reaches(device: torch.device) -> bool:
+    """Whether there are kernels for a device."""
+    return device.type == "cuda" and cuda_library.available()
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -14,6 +14,7 @@ from mednext_edge.cli.probes import Found
 from mednext_edge.errors import TargetUnavailableError
 from mednext_edge.export.export import TARGETS
 from mednext_edge.nvidia import devices
+from mednext_edge.ops import cuda_library
 from tests.nvidia import fake_runtime as fake
 from tests.nvidia.fake_runtime import Gpu
 
@@ -56,6 +57,17 @@ def test_words(edge: Cli) -> None:
     assert (done.code, done.out) == (0, "")
     for words in ("processor", "memory", "openvino", "usable", "NVIDIA GPU", "none", "missing", "JetPack 6", "sm_87"):
         assert words in done.err
+
+
+def test_cuda_kernels(edge: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_library, "library", lambda: None)
+    assert edge("doctor", "--json").json["cuda_kernels"] == "built"
+
+    def absent() -> Any:
+        raise TargetUnavailableError("this package was built without CUDA kernels")
+
+    monkeypatch.setattr(cuda_library, "library", absent)
+    assert "built without CUDA kernels" in edge("doctor").err
 
 
 def test_every_target_is_probed() -> None:
