@@ -48,6 +48,14 @@ def write(out: Path, *, force: bool = False, name: str = "toy") -> Manifest:
         return writer.commit(make_manifest(name))
 
 
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
 @pytest.fixture
 def write_bundle() -> Callable[..., Manifest]:
     return write

@@ -14,18 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
-from mednext_edge.bundle import BundleWriter, Gate, read_manifest, swap, update_bundle, verify
-from mednext_edge.errors import ExportError, IntegrityError, UsageError
+from mednext_edge.bundle import BundleWriter, Gate, swap, update_bundle, verify
+from mednext_edge.errors import ExportError, UsageError
 
-from .conftest import make_manifest, write
-
-
-def names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()}
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+from .conftest import make_manifest, names, snapshot, write
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -314,53 +306,3 @@ def test_killed_process_that_nobody_waited_for_is_dead(bundle: Path) -> None:
     write(bundle, force=True)
     assert names(bundle.parent) == {bundle.name}
     os.waitpid(pid, 0)
-
-
-# --- updates ---------------------------------------------------------------------------------------
-
-
-def test_update_renews_reports_and_gate(bundle: Path) -> None:
-    engine = (bundle / "model.bin").stat().st_ino
-    (bundle / "notes.txt").write_text("mine")
-    gate = Gate(status="failed", metric="dice", max_drop=0.005, drop=0.1)
-    written = update_bundle(bundle, {"report.json": b'{"new": 1}', "pictures/b.png": b"b"}, gate)
-    assert verify(bundle) == written
-    assert written.gate == gate
-    assert (bundle / "report.json").read_bytes() == b'{"new": 1}'
-    assert (bundle / "pictures" / "a.png").is_file()
-    assert (bundle / "notes.txt").read_text() == "mine"
-    assert (bundle / "model.bin").stat().st_ino == engine, "the engine was copied, not linked"
-    assert update_bundle(bundle, {}).gate == gate
-    assert names(bundle.parent) == {bundle.name}
-
-
-def test_update_without_hard_links(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    update_bundle(bundle, {"report.md": b"x"})
-    verify(bundle)
-
-
-def test_update_gives_no_fresh_digest_to_damage(bundle: Path) -> None:
-    (bundle / "model.bin").write_bytes(b"damaged")
-    before = snapshot(bundle)
-    with pytest.raises(IntegrityError, match=r"model\.bin"):
-        update_bundle(bundle, {"report.md": b"x"})
-    assert snapshot(bundle) == before
-
-
-@pytest.mark.parametrize("name", ["model.bin", "../out", "manifest.json", "manifest.sha256"])
-def test_update_takes_reports_only(bundle: Path, name: str) -> None:
-    before = snapshot(bundle)
-    with pytest.raises(ValueError, match=name.removeprefix("../")):
-        update_bundle(bundle, {name: b"x"})
-    assert snapshot(bundle) == before
-
-
-def test_update_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        update_bundle(tmp_path / "none", {})
-    with pytest.raises(UsageError):
-        read_manifest(tmp_path / "none")
