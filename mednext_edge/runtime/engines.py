@@ -83,7 +83,7 @@ def open_engine(folder: Path, manifest: Manifest, options: OpenOptions) -> Sessi
     if options.patch not in (None, manifest.input.patch) and None not in manifest.input.shape:
         raise UsageError(
             f"found the patch {options.patch}; {folder} takes {manifest.input.patch} alone. "
-            "Export with --dynamic, or with this --patch"
+            "Export for this --patch, or for any (--dynamic; --min-patch and --max-patch for NVIDIA)"
         )
     _check_patch(manifest.model, options.patch)
     if manifest.engine.status == "deferred":

@@ -164,7 +164,8 @@ class TensorRtSession(Session):
     def _misfit(self, patch: Sequence[int]) -> str:
         if self.smallest == self.largest:
             return (
-                f"found a patch of {tuple(patch)}; this plan was built for {self.smallest} alone. Export with --dynamic"
+                f"found a patch of {tuple(patch)}; this plan was built for {self.smallest} alone. Export with "
+                "--min-patch and --max-patch"
             )
         return f"found a patch of {tuple(patch)}; this plan was built for {self.smallest} to {self.largest}"
 

@@ -157,7 +157,7 @@ def test_patch_outside_the_profile(opened: Opened) -> None:
         assert session.run(images(8, 8, 8)).shape == (1, 3, 8, 8, 8)
     with pytest.raises(UsageError, match=words):
         opened("dynamic", patch=(8, 8, 28))
-    with pytest.raises(UsageError, match=r"built for \(16, 16, 16\) alone. Export with --dynamic"):
+    with pytest.raises(UsageError, match=r"built for \(16, 16, 16\) alone. Export with --min-patch"):
         opened(patch=(8, 8, 8))
     with pytest.raises(UsageError, match=r"found a patch of \(16, 16\)"):
         opened("dynamic", patch=(16, 16))
