@@ -36,6 +36,7 @@ from mednext_edge.models.config import mednext_config
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.ops import cuda_library, depthwise3d_cuda
 from mednext_edge.ops import depthwise3d as ops
+from mednext_edge.runtime.cuda_graph import capture
 
 RESULTS = Path(__file__).parent / "results"
 LAST = torch.channels_last_3d
@@ -204,20 +205,17 @@ def check(case: Case, device: torch.device) -> float:
 
 def graph(call: Callable[[int], object], device: torch.device) -> Callable[[], float]:
     """Capture as many calls as fill a round; each run of the result gives milliseconds a call."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for i in range(3):  # the first calls choose algorithms and load code
-            call(i)
-        once = elapsed(lambda: call(0), device)
-    torch.cuda.current_stream(device).wait_stream(stream)
+    call(0)  # the first call chooses algorithms and loads code
+    once = elapsed(lambda: call(0), device)
     count = min(max(math.ceil(ROUND_MS / once), 1), 4 * COPIES)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
+
+    def step() -> None:
         for i in range(count):
             call(i)
-    captured.replay()
-    return lambda: elapsed(captured.replay, device) / count
+
+    replay, _ = capture(step, device)
+    replay()
+    return lambda: elapsed(replay, device) / count
 
 
 def elapsed(call: Callable[[], object], device: torch.device) -> float:

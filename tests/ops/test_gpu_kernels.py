@@ -180,3 +180,28 @@ def test_whole(kernels: CudaLibrary, clock: None, monkeypatch: pytest.MonkeyPatc
     assert result["checks"]["results"] == len(result["kernels"]) == 1
     assert result["capability"] == "9.0"
     assert cuda_library.library().path.name not in file.read_text()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or not cuda_library.available(), reason="no GPU, or no CUDA kernels")
+def test_on_a_gpu() -> None:
+    assert gpu_kernels.checked(gpu_kernels.CHECKED[::7], torch.device("cuda"))["worst_error_over_allowed"] <= 1
+
+
+def test_a_graph_repeats_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many calls as fill a round, on inputs that change; the time is that of one call."""
+    called: list[int] = []
+
+    def capture(step: Any, device: torch.device) -> Any:
+        return step, None
+
+    def elapsed(call: Any, device: torch.device) -> float:
+        before = len(called)
+        call()
+        return 0.5 * (len(called) - before)
+
+    monkeypatch.setattr(gpu_kernels, "capture", capture)
+    monkeypatch.setattr(gpu_kernels, "elapsed", elapsed)
+    run = gpu_kernels.graph(called.append, CPU)
+    called.clear()
+    assert run() == 0.5
+    assert called == [0, 1, 2, 3]
