@@ -131,7 +131,8 @@ int launch(const Grid& grid, const typename Kernel::Args& args, void*) {
   for (int64_t z = 0; z < grid.z; ++z) {
     for (int64_t y = 0; y < grid.y; ++y) {
       for (int64_t x = 0; x < grid.x; ++x) {
-        block.index[0] = static_cast<int>(x), block.index[1] = static_cast<int>(y), block.index[2] = static_cast<int>(z);
+        const int64_t index[] = {x, y, z};
+        for (int i = 0; i < 3; ++i) block.index[i] = static_cast<int>(index[i]);
         std::memset(shared.data(), 0xff, shared.size() * 8);
         if (!host::run(block, Kernel::THREADS)) return host::LAUNCH_FAILURE;
       }

@@ -1,6 +1,5 @@
-#include "mednext/dwconv3d_direct.h"
-
 #include "launch.h"
+#include "mednext/dwconv3d_direct.h"
 
 namespace mednext {
 namespace {

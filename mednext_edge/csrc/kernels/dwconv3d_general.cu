@@ -1,8 +1,7 @@
-#include "mednext/dwconv3d_general.h"
-
 #include <algorithm>
 
 #include "launch.h"
+#include "mednext/dwconv3d_general.h"
 
 namespace mednext {
 namespace {
@@ -36,8 +35,8 @@ int plan_general_weight(const Problem& p, Plan* plan) { return plan_segments(p.n
 int run_general_weight(const Problem& p, const Plan& plan, const WeightTensors& t, void* stream) {
   return with_dtype(p.dtype, [&](auto type) {
     using Kernel = GeneralWeightGradient<decltype(type)>;
-    const GeneralWeightArgs args{t.small, t.large,  t.partials, p.out,                p.in,
-                                 p.c,     p.kernel, p.stride,   p.n * voxels(p.out), plan.segment};
+    const GeneralWeightArgs args{t.small,  t.large,  t.partials,          p.out,       p.in, p.c,
+                                 p.kernel, p.stride, p.n * voxels(p.out), plan.segment};
     const int64_t taps = static_cast<int64_t>(p.kernel) * p.kernel * p.kernel;
     return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), taps}, args, stream);
   });

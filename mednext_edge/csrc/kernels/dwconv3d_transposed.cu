@@ -1,6 +1,5 @@
-#include "mednext/dwconv3d_transposed.h"
-
 #include "launch.h"
+#include "mednext/dwconv3d_transposed.h"
 
 namespace mednext {
 namespace {

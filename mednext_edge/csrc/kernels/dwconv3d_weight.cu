@@ -1,8 +1,7 @@
-#include "mednext/dwconv3d_weight.h"
-
 #include <algorithm>
 
 #include "launch.h"
+#include "mednext/dwconv3d_weight.h"
 
 namespace mednext {
 namespace {
@@ -36,14 +35,18 @@ int plan_weight(const Problem& p, Plan* plan) {
 int run_weight(const Problem& p, const Plan& plan, const WeightTensors& t, void* stream) {
   return dispatch(p, [&](auto kernel) {
     using Kernel = decltype(kernel);
-    const WeightArgs args{t.small,      t.large,     t.partials, p.out,           p.in,           p.n, p.c, plan.tiles_x,
-                          plan.tiles_y, plan.chunks, plan.chunk, wide_rows(t.small, p), wide_rows(t.large, p)};
-    return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), 1}, args, stream);
+    WeightArgs a;
+    a.small = t.small, a.large = t.large, a.partials = t.partials;
+    a.small_size = p.out, a.large_size = p.in, a.n = p.n, a.c = p.c;
+    a.tiles_x = plan.tiles_x, a.tiles_y = plan.tiles_y, a.chunks = plan.chunks, a.chunk = plan.chunk;
+    a.wide_small = wide_rows(t.small, p), a.wide_large = wide_rows(t.large, p);
+    return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), 1}, a, stream);
   });
 }
 
 int sum_partials(const float* partials, float* sum, int64_t blocks, int64_t size, void* stream) {
-  return launch_blocks<SumPartials>({ceil_div(size, SumPartials::COLUMNS), 1, 1}, {partials, sum, blocks, size}, stream);
+  return launch_blocks<SumPartials>({ceil_div(size, SumPartials::COLUMNS), 1, 1}, {partials, sum, blocks, size},
+                                    stream);
 }
 
 }  // namespace mednext

@@ -66,9 +66,18 @@ inline bool wide_rows(const void* x, const Problem& p) {
   return aligned(x, 16) && static_cast<int64_t>(p.c) * element_bytes(p.dtype) % 16 == 0;
 }
 
+// Whether a lane's word of channels may be stored at once.
+inline bool packed_words(const void* y, const Problem& p) {
+  return aligned(y, 4) && static_cast<int64_t>(p.c) * element_bytes(p.dtype) % 4 == 0;
+}
+
 inline ConvArgs conv_args(const Problem& p, const Plan& plan, const Tensors& t) {
-  return {t.x,        t.weight,     t.bias,       t.y,        t.partials, p.in,           p.out,
-          p.c,        plan.tiles_x, plan.tiles_y, plan.chunk, t.flip,     wide_rows(t.x, p), aligned(t.y, 4) && p.c % 2 == 0};
+  ConvArgs a;
+  a.x = t.x, a.weight = t.weight, a.bias = t.bias, a.y = t.y, a.partials = t.partials;
+  a.in = p.in, a.out = p.out, a.c = p.c;
+  a.tiles_x = plan.tiles_x, a.tiles_y = plan.tiles_y, a.chunk = plan.chunk;
+  a.flip = t.flip, a.wide = wide_rows(t.x, p), a.packed = packed_words(t.y, p);
+  return a;
 }
 
 // Cuts `depth` planes into chunks: of all counts the one that keeps `slots` resident blocks busy for the least

@@ -28,8 +28,14 @@ int forward_problem(const mednext_dwconv3d* layer, Problem* problem) {
     return static_cast<int>(transposed ? 2 * size - 1 : (size - 1) / l.stride + 1);
   };
   const Extent in{static_cast<int>(l.d), static_cast<int>(l.h), static_cast<int>(l.w)};
-  *problem = {in,       {out(l.d), out(l.h), out(l.w)}, static_cast<int>(l.n), static_cast<int>(l.c), l.kernel,
-              l.stride, l.dtype,                        transposed};
+  *problem = {in,
+              {out(l.d), out(l.h), out(l.w)},
+              static_cast<int>(l.n),
+              static_cast<int>(l.c),
+              l.kernel,
+              l.stride,
+              l.dtype,
+              transposed};
   return plane_fits(problem->in, l.c) && plane_fits(problem->out, l.c) ? 0 : MEDNEXT_E_SHAPE;
 }
 
@@ -130,9 +136,9 @@ int mednext_dwconv3d_forward(const mednext_dwconv3d* layer, const void* x, const
   return run_conv(problem, plan, {x, weight, bias, y, nullptr, false}, stream);
 }
 
-int mednext_dwconv3d_forward_stats(const mednext_dwconv3d* layer, const void* x, const float* weight,
-                                   const float* bias, void* y, float* mean, float* moment, void* workspace,
-                                   size_t workspace_bytes, void* stream) {
+int mednext_dwconv3d_forward_stats(const mednext_dwconv3d* layer, const void* x, const float* weight, const float* bias,
+                                   void* y, float* mean, float* moment, void* workspace, size_t workspace_bytes,
+                                   void* stream) {
   Problem problem;
   if (const int error = forward_problem(layer, &problem)) return error;
   if (!usable_tensor(x, problem) || !usable(weight, 4) || !aligned(bias, 4) || !usable_tensor(y, problem) ||

@@ -7,10 +7,11 @@
 //
 // Bounds for one output element of stride 1 on an H200 (4.8 TB/s, 67 TFLOP/s of float FMA), in picoseconds:
 //          memory   FMA
-//   k3     fp32 1.67, fp16 0.83    0.81   memory; in half precision the conversions and shared-memory reads (about
-//                                         10 instructions beside 27 FMA) make it issue-bound near 1.1
-//   k5     the same                3.73   FMA; weights come as one shared-memory read for X * WIDTH FMA
+//   k3     fp32 1.67, fp16 0.83    0.81   fp32 memory; half precision takes some 43 instructions for 27 FMA (reads of
+//                                         shared memory, conversions, copies), so instruction issue, near 1.3
+//   k5     the same                3.73   FMA; one shared-memory read of a weight serves X * WIDTH of them
 //   k7     the same               10.2    FMA
+// These are counts from data sheets and machine code, not measurements.
 // Stride 2 reads eight input elements for an output and is bound by memory at every K here.
 #pragma once
 
@@ -25,7 +26,7 @@ struct Direct {
   static constexpr int V = T::WIDTH, P = K / 2, A = (K + S - 1) / S, CHANNELS = LANES * V;
   static constexpr int X = S == 1 ? 8 : 4, ROWS = S == 1 ? 16 : 8;  // the tile of outputs; one thread row each
   static constexpr int THREADS = LANES * ROWS;
-  static constexpr int MIN_BLOCKS = S == 1 ? (K == 3 ? 2 : 1) : 4;
+  static constexpr int MIN_BLOCKS = S == 1 ? (K == 3 ? 2 : 1) : (K == 3 ? 4 : 2);
   static constexpr int OVERHEAD = A - 1;  // steps of a block beside its output planes
   static constexpr int SLOTS = K == 3 ? 3 : 2;
   using Window = Tile<S*(ROWS - 1) + K, S*(X - 1) + K, S>;
@@ -109,14 +110,10 @@ struct Direct {
           sums[A - 1][x][v] = bias[v];
         }
       }
-      const char* tile = next_plane(S * step);
-      if (writer.active() && loader.has(first + S * step)) add_plane<0>(tile, weights + lane * V, row, sums);
-      if (S == 2 && step + 1 < steps) {
-        tile = next_plane(S * step + 1);
-        if (writer.active() && loader.has(first + S * step + 1)) {
-          add_plane<S - 1>(tile, weights + lane * V, row, sums);
-        }
-      }
+      // Planes and rows beyond the tensor are worked through as zeros: a branch around add_plane would turn the
+      // shift, which otherwise is only a renaming of registers, into moves.
+      add_plane<0>(next_plane(S * step), weights + lane * V, row, sums);
+      if (S == 2 && step + 1 < steps) add_plane<S - 1>(next_plane(S * step + 1), weights + lane * V, row, sums);
       const int zo = at.z0 + step - (A - 1);
       if (zo < at.z0) continue;
       writer.store(zo, sums[0]);

@@ -47,7 +47,8 @@ struct General {
     const int walker = thread_index() / CHANNELS, c0 = block_y() * CHANNELS, c = c0 + thread_index() % CHANNELS;
     const int64_t voxels = static_cast<int64_t>(a.out.d) * a.out.h * a.out.w;
     const int64_t begin = block_x() * a.segment, end = begin + a.segment < voxels ? begin + a.segment : voxels;
-    const Element* x = static_cast<const Element*>(a.x) + static_cast<int64_t>(block_z()) * a.in.d * a.in.h * a.in.w * a.c;
+    const int64_t inputs = static_cast<int64_t>(a.in.d) * a.in.h * a.in.w;
+    const Element* x = static_cast<const Element*>(a.x) + block_z() * inputs * a.c;
     Element* y = static_cast<Element*>(a.y) + block_z() * voxels * a.c;
     const int k = a.kernel, pad = k / 2;
     Moments moments;

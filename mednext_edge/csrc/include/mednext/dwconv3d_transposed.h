@@ -84,9 +84,7 @@ struct Transposed {
       barrier();  // all copies of plane i have landed; nobody reads plane i - 1 any more
       if (i + SLOTS - 1 < planes) loader.start(shared + ahead * Window::BYTES, first + i + SLOTS - 1);
       copies_commit();
-      if (writer.active() && loader.has(first + i)) {
-        add_plane(shared + slot * Window::BYTES + lane * 4, weights + lane * V, row, sums);
-      }
+      add_plane(shared + slot * Window::BYTES + lane * 4, weights + lane * V, row, sums);
       slot = slot + 1 == SLOTS ? 0 : slot + 1;
       ahead = ahead + 1 == SLOTS ? 0 : ahead + 1;
 #pragma unroll

@@ -120,7 +120,8 @@ struct WeightGradient {
 
     const int64_t pieces = static_cast<int64_t>(a.tiles_x) * a.tiles_y * a.chunks * a.n;
     for (int64_t piece = block_x(); piece < pieces; piece += blocks_x()) {
-      const int x0 = static_cast<int>(piece % a.tiles_x) * X, y0 = static_cast<int>(piece / a.tiles_x % a.tiles_y) * HEIGHT;
+      const int x0 = static_cast<int>(piece % a.tiles_x) * X;
+      const int y0 = static_cast<int>(piece / a.tiles_x % a.tiles_y) * HEIGHT;
       const int64_t rest = piece / a.tiles_x / a.tiles_y;
       const int z0 = static_cast<int>(rest % a.chunks) * a.chunk, n = static_cast<int>(rest / a.chunks);
       const int z1 = z0 + a.chunk < a.small_size.d ? z0 + a.chunk : a.small_size.d;

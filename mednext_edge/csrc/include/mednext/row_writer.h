@@ -13,7 +13,7 @@ class RowWriter {
  public:
   Moments moments[T::WIDTH];
 
-  // `packed`: two channels may be stored as one aligned word.
+  // `packed`: a lane's channels may be stored as one aligned word.
   MEDNEXT_DEVICE RowWriter(void* y, const Extent& size, int c, int n, int yo, int x0, int channel, bool packed)
       : c_(c), channels_(c - channel), packed_(packed) {
     plane_ = static_cast<int64_t>(size.h) * size.w * c;
@@ -21,22 +21,19 @@ class RowWriter {
     columns_ = yo < size.h && channels_ > 0 ? size.w - x0 : 0;
   }
 
-  // False when this thread has nothing to write.
-  MEDNEXT_DEVICE bool active() const { return columns_ > 0; }
-
   MEDNEXT_DEVICE void store(int z, const float (&values)[X][T::WIDTH]) const {
-    Element* row = base_ + z * plane_;
+    Element* to = base_ + z * plane_;
+    if (packed_ && columns_ >= X) {
 #pragma unroll
-    for (int x = 0; x < X; ++x) {
+      for (int x = 0; x < X; ++x, to += c_) *reinterpret_cast<uint32_t*>(to) = T::pack(values[x]);
+      return;
+    }
+#pragma unroll
+    for (int x = 0; x < X; ++x, to += c_) {
       if (x >= columns_) break;
-      Element* to = row + static_cast<int64_t>(x) * c_;
-      if (T::WIDTH == 1 || packed_) {
-        *reinterpret_cast<uint32_t*>(to) = T::pack(values[x]);
-      } else {
 #pragma unroll
-        for (int v = 0; v < T::WIDTH; ++v) {
-          if (v < channels_) to[v] = T::narrow(values[x][v]);
-        }
+      for (int v = 0; v < T::WIDTH; ++v) {
+        if (v < channels_) to[v] = T::narrow(values[x][v]);
       }
     }
   }

@@ -60,9 +60,9 @@ int launch(const Grid& grid, typename Kernel::Args args, void* stream) {
     if (error != cudaSuccess) return error;
   }
   void* pointers[] = {&args};
-  return cudaLaunchKernel(function,
-                          dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
-                          dim3(Kernel::THREADS), pointers, Kernel::SHARED, static_cast<cudaStream_t>(stream));
+  return cudaLaunchKernel(
+      function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
+      dim3(Kernel::THREADS), pointers, Kernel::SHARED, static_cast<cudaStream_t>(stream));
 }
 
 inline int multiprocessors(int* count) {

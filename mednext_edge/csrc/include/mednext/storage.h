@@ -1,6 +1,6 @@
 // Storage types. Arithmetic is float; a 4-byte word holds one float, or two half or bfloat16 numbers.
 //
-// On the host, half (IEEE 754 binary16) and bfloat16 are converted bit by bit, rounding to nearest even as the GPU does.
+// On the host, half (IEEE 754 binary16) and bfloat16 are converted bit by bit, rounded to nearest even as on a GPU.
 #pragma once
 
 #include <cstring>

@@ -44,40 +44,55 @@ class PlaneLoader {
       const int copy = turn * THREADS + thread_index(), voxel = copy / 4;
       const int yi = y0 + voxel / Tile::WIDTH, xi = x0 + voxel % Tile::WIDTH, channel = copy % 4 * PER_COPY;
       const bool inside = yi >= 0 && yi < size.h && xi >= 0 && xi < size.w && channel < channels_;
-      offset_[turn] = inside ? (yi * size.w + xi) * c + channel : -1;
+      offset_[turn] = inside ? (yi * size.w + xi) * c + channel : 0;
+      inside_ |= static_cast<unsigned>(inside) << turn;
     }
   }
 
   MEDNEXT_DEVICE bool has(int z) const { return z >= 0 && z < depth_; }
 
-  // Starts the copies of plane z; nothing when the tensor has no such plane.
+  // Starts the copies of plane z, or of zeros when the tensor has no such plane.
   MEDNEXT_DEVICE void start(char* tile, int z) const {
-    if (!has(z)) return;
-    const Element* plane = base_ + z * plane_;
+    const unsigned inside = has(z) ? inside_ : 0;
+    const Element* plane = base_ + (has(z) ? z : 0) * plane_;
+    if (wide_) {
+#pragma unroll
+      for (int turn = 0; turn < TURNS; ++turn) {
+        if (beyond(turn)) break;
+        copy_async(tile + place(turn), plane + offset_[turn], inside >> turn & 1);
+      }
+      return;
+    }
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
-      const int copy = turn * THREADS + thread_index(), voxel = copy / 4;
-      if (COPIES % THREADS != 0 && copy >= COPIES) break;
-      char* to = tile + voxel / Tile::WIDTH * Tile::PITCH + voxel % Tile::WIDTH * VOXEL_BYTES + copy % 4 * 16;
-      const bool inside = offset_[turn] >= 0;
-      const Element* from = plane + (inside ? offset_[turn] : 0);
-      if (wide_) {
-        copy_async(to, from, inside);
-        continue;
-      }
+      if (beyond(turn)) break;
+      const int channel = (turn * THREADS + thread_index()) % 4 * PER_COPY;
+      const bool some = inside >> turn & 1;
+      Element* to = reinterpret_cast<Element*>(tile + place(turn));
+#pragma unroll 1
       for (int i = 0; i < PER_COPY; ++i) {
-        const bool exists = inside && copy % 4 * PER_COPY + i < channels_;
-        reinterpret_cast<Element*>(to)[i] = exists ? from[i] : Element(0);
+        to[i] = some && channel + i < channels_ ? plane[offset_[turn] + i] : Element(0);
       }
     }
   }
 
  private:
+  MEDNEXT_DEVICE static bool beyond(int turn) {
+    return COPIES % THREADS != 0 && turn * THREADS + thread_index() >= COPIES;
+  }
+
+  MEDNEXT_DEVICE static int place(int turn) {
+    const int copy = turn * THREADS + thread_index(), voxel = copy / 4;
+    return voxel / Tile::WIDTH * Tile::PITCH + voxel % Tile::WIDTH * VOXEL_BYTES + copy % 4 * 16;
+  }
+
   const Element* base_;
   int64_t plane_;
   int depth_, channels_;
   bool wide_;
-  int offset_[TURNS];
+  unsigned inside_ = 0;  // a bit for every turn
+  int offset_[TURNS];    // elements from the plane's first
+  static_assert(TURNS <= 32, "one bit for every turn");
 };
 
 // COUNT neighbouring voxels of a tile's row, this lane's word of each, as floats.
