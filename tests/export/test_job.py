@@ -16,6 +16,7 @@ from mednext_edge.errors import AccuracyGateError, DataError, UnknownNameError, 
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export import job, proof
 from mednext_edge.export.job import ExportRequest, run_export
+from mednext_edge.export.targets import BuildOptions
 from mednext_edge.models.loaded import LoadedModel
 from tests.training.blobs import write_blobs
 
@@ -186,3 +187,31 @@ def test_the_picture_shows_the_case_that_differs_most(request_: ExportRequest, d
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 1000
     assert np.isfinite(outcome.seconds)
+
+
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_images_also_show_whether_float16_holds_the_network(
+    request_: ExportRequest, data: Path, precision: str | None
+) -> None:
+    told: set[str] = set()
+    asked = replace(request_, target="trt", precision=precision, max_drop=1.0, build=BuildOptions(defer=True))
+    outcome = run_export(replace(asked, validate=str(data)), lambda what, done, total: told.add(what))
+    assert outcome.manifest is not None
+    assert outcome.manifest.precision == (precision or "fp16")
+    assert ("check float16" in told) == (precision is None)
+    assert outcome.plan["calibration"].startswith("4 patches" if precision is None else "none")
+
+
+@pytest.mark.parametrize(
+    ("target", "build", "message"),
+    [
+        ("trt", BuildOptions(archs=("8.6", "8.9")), "For several use --target trt-rtx"),
+        ("onnx", BuildOptions(defer=True), "they belong to trt, trt-rtx"),
+    ],
+)
+def test_build_options_are_checked_before_the_checkpoint_is_read(
+    request_: ExportRequest, monkeypatch: pytest.MonkeyPatch, target: str, build: BuildOptions, message: str
+) -> None:
+    monkeypatch.setattr(job, "load", never)
+    with pytest.raises(UsageError, match=message):
+        run_export(replace(request_, target=target, build=build), quiet)
