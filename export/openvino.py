@@ -27,12 +27,14 @@ def write(job: Job, folder: Path) -> Engine:
     """
     import openvino as ov
 
+    from mednext_edge.export.depth_to_space import use_depth_to_space
     from mednext_edge.export.graph import INPUT, to_onnx
 
     graph = to_onnx(job.model, job.patch, dynamic=True)
     try:
         # Unlike `read_model`, this folds constants: NNCF recognises a bias, which it corrects, as a constant only.
         model = ov.convert_model(io.BytesIO(graph.SerializeToString()))
+        use_depth_to_space(model)
         if job.calibration is not None:
             from mednext_edge.quantize.ptq import quantize
 
