@@ -72,12 +72,15 @@ def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
     layer = _layer(x, x.shape[2:], kernel, stride)
     grad = torch.empty((kernel, kernel, kernel, x.shape[1]), dtype=torch.float32, device=x.device)
     _call("grad_weight", layer, x, y, grad, workspace=Pass.GRAD_WEIGHT)
-    return grad.permute(3, 0, 1, 2).unsqueeze(1).to(x.dtype).contiguous()
+    result = torch.empty((x.shape[1], 1, kernel, kernel, kernel), dtype=x.dtype, device=x.device)
+    return result.copy_(grad.permute(3, 0, 1, 2).unsqueeze(1))
 
 
 def taps(weight: Tensor) -> Tensor:
     """[C, 1, k, k, k] -> [k, k, k, C] float32, contiguous."""
-    return weight.squeeze(1).permute(1, 2, 3, 0).float().contiguous()
+    given = weight.squeeze(1).permute(1, 2, 3, 0)
+    # Type and order in one copy; deep in the network a second one would take as long as the convolution.
+    return torch.empty(given.shape, dtype=torch.float32, device=weight.device).copy_(given)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -116,6 +116,15 @@ def test_statistics_of_the_output(dtype: torch.dtype, stride: int) -> None:
     assert error(moment, exact.var(2, correction=0) * exact.shape[2]) <= 1e-4
 
 
+@every_dtype
+def test_weights_as_the_kernels_read_them(dtype: torch.dtype) -> None:
+    _, weight, _ = draw((1, 1, 1), 3, channels=4)
+    for given in (weight.to(dtype), weight.to(dtype).contiguous(memory_format=torch.channels_last_3d)):
+        found = cuda.taps(given)
+        assert (found.shape, found.dtype, found.is_contiguous()) == ((3, 3, 3, 4), torch.float32, True)
+        assert torch.equal(found[0, 1, 2], given[:, 0, 0, 1, 2].float())
+
+
 def test_the_same_bits_every_time() -> None:
     x, weight, _ = (t.float() for t in draw((9, 9, 9), 3, channels=8))
     y = cuda.convolution(x, weight, None, 1)
