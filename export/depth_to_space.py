@@ -20,9 +20,9 @@ def use_depth_to_space(model: ov.Model) -> int:
         if node.get_type_name() != "Transpose" or not _interleaves(node):
             continue
         stacked = node.input_value(0).get_node()
-        (reader,) = node.output(0).get_target_inputs()
-        whole = reader.get_node()
-        if stacked.get_type_name() != "Reshape" or whole.get_type_name() != "Reshape":
+        readers = list(node.output(0).get_target_inputs())
+        whole = readers[0].get_node()
+        if len(readers) != 1 or stacked.get_type_name() != "Reshape" or whole.get_type_name() != "Reshape":
             continue
         blocks = list(stacked.output(0).get_partial_shape())[
             1 : node.output(0).get_partial_shape().rank.get_length() // 2
