@@ -28,6 +28,7 @@ def write(job: Job, folder: Path) -> Engine:
     import openvino as ov
 
     from mednext_edge.export.depth_to_space import use_depth_to_space
+    from mednext_edge.export.early_quantizers import quantize_early
     from mednext_edge.export.graph import INPUT, to_onnx
 
     graph = to_onnx(job.model, job.patch, dynamic=True)
@@ -49,6 +50,7 @@ def write(job: Job, folder: Path) -> Engine:
                 progress=lambda done, total: job.progress("calibrate", done, total),
             )
             model.reshape(open_shape)
+            quantize_early(model)
         ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert this network: {error}") from error
