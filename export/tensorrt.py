@@ -209,19 +209,16 @@ def _from_patches(job: Job, graph: onnx.ModelProto) -> onnx.ModelProto:
 
     assert job.calibration is not None
     window = tuple(job.calibration.patches[0].shape[2:])
-    if job.precision != "fp32":
-        half = graph if window == job.patch and job.build.range is None else to_onnx(job.model, window, half=True)
-        check_headroom(half, job.calibration, lambda done, total: job.progress("check float16", done, total))
+    half = graph if window == job.patch and job.build.range is None else to_onnx(job.model, window, half=True)
+    check_headroom(half, job.calibration, lambda done, total: job.progress("check float16", done, total))
     if job.precision != "int8":
         return graph
-    exact = to_onnx(job.model, window)
     kinds = job.build.int8_layers or INT8_LAYERS
     chosen = {layer.name: layer for layer in layers_of(job.model.net) if layer.kind in kinds and layer.quantizable}
     if not chosen:
         raise ExportError(f"this network has no convolution of the kinds {', '.join(kinds)} to quantise")
-    ranges = collect(
-        exact, chosen.values(), job.calibration, lambda done, total: job.progress("calibrate", done, total)
-    )
+    # ONNX Runtime has no float16 kernels on a CPU: it computes the float16 graph in float32.
+    ranges = collect(half, chosen.values(), job.calibration, lambda done, total: job.progress("calibrate", done, total))
     return insert(graph, chosen, ranges)
 
 

@@ -21,6 +21,8 @@ from mednext_edge.quantize.observe import observe
 LARGEST = float(np.finfo(np.float16).max)
 # Between patches of one data set the largest value varies by less than 2; another scanner may double it again.
 MARGIN = 4.0
+# Their outputs hold nothing larger than their inputs do.
+SHRINKING = frozenset({"Concat", "Gelu", "Identity", "Pad", "Reshape", "Slice", "Split", "Transpose"})
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,19 @@ def check_headroom(
     few = replace(calibration, patches=calibration.patches[:FLOAT_PATCHES])
     watched, names = _with_peaks(graph)
     peak = Peak("", 0.0)
-    for values in observe(watched, names.values(), few, progress):
-        for tensor, name in names.items():
-            value = float(values[name])
-            if math.isnan(value):
-                value = math.inf  # it comes from an infinity
+    for values in observe(watched, (name for pair in names.values() for name in pair), few, progress):
+        for tensor, (low, high) in names.items():
+            value = max(-float(values[low]), float(values[high]))
+            if not math.isfinite(value):
+                value = math.inf  # a NaN comes from an infinity
             if value > peak.value:
                 peak = Peak(tensor, value)
     _refuse_large(f"the activations of {peak.tensor}", peak.value, LARGEST / MARGIN)
     return peak
 
 
-def _with_peaks(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The graph with max |x| of every float16 tensor beside it, and their names by tensor."""
+def _with_peaks(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+    """The graph with the smallest and the largest value of float16 tensors beside it, and their names by tensor."""
     watched = shape_inference.infer_shapes(graph)
     halves = {
         value.name
@@ -75,15 +77,17 @@ def _with_peaks(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]
     }
     names = {}
     for node in list(watched.graph.node):
+        if node.op_type in SHRINKING:
+            continue
         for tensor in node.output:
             if tensor in halves:
-                names[tensor] = f"{tensor}_peak"
-                wide, size = f"{tensor}_wide", f"{tensor}_abs"
+                wide = f"{tensor}_wide"
+                names[tensor] = low, high = f"{tensor}_min", f"{tensor}_max"
                 watched.graph.node.extend(
                     [
                         onnx.helper.make_node("Cast", [tensor], [wide], to=onnx.TensorProto.FLOAT),
-                        onnx.helper.make_node("Abs", [wide], [size]),
-                        onnx.helper.make_node("ReduceMax", [size], [names[tensor]], keepdims=0),
+                        onnx.helper.make_node("ReduceMin", [wide], [low], keepdims=0),
+                        onnx.helper.make_node("ReduceMax", [wide], [high], keepdims=0),
                     ]
                 )
     return watched, names

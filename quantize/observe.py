@@ -1,4 +1,4 @@
-"""A float graph run over calibration patches with some of its inner tensors as outputs."""
+"""A float graph run over calibration patches with some of its inner tensors as outputs, in float32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def observe(
     ONNX Runtime computes a fused network several times as fast as PyTorch does on a CPU.
 
     Args:
-        graph: float32, with one input of the patches' shape.
+        graph: float32 or float16, with one float32 input of the patches' shape.
         tensors: names of inner tensors; all of them are in memory at once.
         calibration: patches.
         progress: called as (patches taken, patches in all).
@@ -37,8 +37,13 @@ def observe(
     names = list(dict.fromkeys(tensors))
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
-    taken = {output.name for output in graph.graph.output}
-    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in taken)
+    wide = {name: f"{name}_observed" for name in names}
+    watched.graph.node.extend(
+        onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT) for name, output in wide.items()
+    )
+    watched.graph.output.extend(
+        onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output in wide.values()
+    )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:
@@ -47,7 +52,7 @@ def observe(
         raise ExportError(f"ONNX Runtime cannot load the float graph to observe it: {error}") from error
     feed = session.get_inputs()[0].name
     for done, patch in enumerate(calibration.patches, 1):
-        values = session.run(names, {feed: patch})
+        values = session.run(list(wide.values()), {feed: patch})
         yield dict(zip(names, values, strict=True))
         if progress is not None:
             progress(done, len(calibration.patches))

@@ -110,7 +110,7 @@ def collect(
     """Ranges of the inputs of some layers, by name.
 
     Args:
-        graph: float32, of a network in deploy form, whose weights have the names of the parameters.
+        graph: float32 or float16, of a network in deploy form, whose weights have the names of the parameters.
         layers: of this network.
         calibration: patches of the shape of the graph's input.
         progress: called as (patches taken, patches in all).

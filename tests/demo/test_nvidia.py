@@ -78,5 +78,6 @@ def test_deferred_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str], rtx: 
     trt = PROVIDERS["tensorrt-rtx"].load()
     log = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(log)
-    parser = trt.OnnxParser(builder.create_network(0), log)
+    network = builder.create_network(0)  # The parser does not keep it alive.
+    parser = trt.OnnxParser(network, log)
     assert parser.parse_from_file(str(out / "model.onnx")), [parser.get_error(i) for i in range(parser.num_errors)]
