@@ -202,24 +202,30 @@ def _archs(asked: tuple[str, ...], provider: Provider) -> tuple[str, ...]:
 def _from_patches(job: Job, graph: onnx.ModelProto) -> onnx.ModelProto:
     """What calibration patches have to say: INT8 is written into the graph, and float16 must hold every activation."""
     from mednext_edge.export.graph import to_onnx
-    from mednext_edge.quantize.headroom import check_headroom
+    from mednext_edge.quantize.headroom import Headroom, check_headroom
     from mednext_edge.quantize.kinds import layers as layers_of
+    from mednext_edge.quantize.observe import observe
     from mednext_edge.quantize.qdq import insert
-    from mednext_edge.quantize.ranges import collect
+    from mednext_edge.quantize.ranges import Ranges
 
     assert job.calibration is not None
     window = tuple(job.calibration.patches[0].shape[2:])
     half = graph if window == job.patch and job.build.range is None else to_onnx(job.model, window, half=True)
-    check_headroom(half, job.calibration, lambda done, total: job.progress("check float16", done, total))
     if job.precision != "int8":
+        check_headroom(half, job.calibration, partial(job.progress, "check float16"))
         return graph
     kinds = job.build.int8_layers or INT8_LAYERS
     chosen = {layer.name: layer for layer in layers_of(job.model.net) if layer.kind in kinds and layer.quantizable}
     if not chosen:
         raise ExportError(f"this network has no convolution of the kinds {', '.join(kinds)} to quantise")
-    # ONNX Runtime has no float16 kernels on a CPU: it computes the float16 graph in float32.
-    ranges = collect(half, chosen.values(), job.calibration, lambda done, total: job.progress("calibrate", done, total))
-    return insert(graph, chosen, ranges)
+    headroom, ranges = Headroom(half), Ranges(half, chosen.values())
+    # One pass for both; ONNX Runtime has no float16 kernels on a CPU and computes the float16 graph in float32.
+    both = (*headroom.tensors, *ranges.tensors)
+    for values in observe(headroom.graph, both, job.calibration, partial(job.progress, "calibrate")):
+        headroom.see(values)
+        ranges.see(values)
+    headroom.check()
+    return insert(graph, chosen, ranges.result())
 
 
 def layers(session: Session, file: Path) -> Layers:

@@ -7,7 +7,7 @@ empty mask. ONNX Runtime on a CPU does not show this in its answer: it has no fl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnx import numpy_helper, shape_inference
 
 from mednext_edge.errors import ExportError
 from mednext_edge.quantize.calibration import FLOAT_PATCHES, CalibrationSet
-from mednext_edge.quantize.observe import observe
+from mednext_edge.quantize.observe import Array, observe
 
 LARGEST = float(np.finfo(np.float16).max)
 # Between patches of one data set the largest value varies by less than 2; another scanner may double it again.
@@ -33,41 +33,68 @@ class Peak:
     value: float
 
 
-def check_headroom(
-    graph: onnx.ModelProto, calibration: CalibrationSet, progress: Callable[[int, int], None] | None = None
-) -> Peak:
-    """Refuse a network that float16 cannot hold.
+class Headroom:
+    """Follows the activations of a float16 graph over patches.
 
     Args:
         graph: the float16 graph, of the patches' shape; what it computes in float32 is not looked at.
-        calibration: patches; the first few are looked at.
-        progress: called as (patches taken, patches in all).
 
-    Returns:
-        The largest activation.
+    Attributes:
+        graph: the same with its extremes beside it; `tensors` are their names, to be observed.
 
     Raises:
-        ExportError: a weight or an activation comes within a factor of 4 of the largest float16 number.
+        ExportError: a weight is larger than float16 can hold.
     """
-    for init in graph.graph.initializer:
-        if init.data_type == onnx.TensorProto.FLOAT16:
-            value = float(np.abs(numpy_helper.to_array(init).astype(np.float32)).max(initial=0.0))
-            _refuse_large(f"the weights {init.name}", value, LARGEST)
-    few = replace(calibration, patches=calibration.patches[:FLOAT_PATCHES])
-    watched, names = _with_peaks(graph)
-    peak = Peak("", 0.0)
-    for values in observe(watched, (name for pair in names.values() for name in pair), few, progress):
-        for tensor, (low, high) in names.items():
+
+    def __init__(self, graph: onnx.ModelProto) -> None:
+        for init in graph.graph.initializer:
+            if init.data_type == onnx.TensorProto.FLOAT16:
+                value = float(np.abs(numpy_helper.to_array(init).astype(np.float32)).max(initial=0.0))
+                _refuse_large(f"the weights {init.name}", value, LARGEST)
+        self.graph, self._extremes = _with_extremes(graph)
+        self.tensors = tuple(name for pair in self._extremes.values() for name in pair)
+        self._peak = Peak("", 0.0)
+
+    def see(self, values: Mapping[str, Array]) -> None:
+        """Take the values of `tensors` for one patch."""
+        for tensor, (low, high) in self._extremes.items():
             value = max(-float(values[low]), float(values[high]))
             if not math.isfinite(value):
                 value = math.inf  # a NaN comes from an infinity
-            if value > peak.value:
-                peak = Peak(tensor, value)
-    _refuse_large(f"the activations of {peak.tensor}", peak.value, LARGEST / MARGIN)
-    return peak
+            if value > self._peak.value:
+                self._peak = Peak(tensor, value)
+
+    def check(self) -> Peak:
+        """The largest activation.
+
+        Raises:
+            ExportError: it comes within a factor of 4 of the largest float16 number.
+        """
+        _refuse_large(f"the activations of {self._peak.tensor}", self._peak.value, LARGEST / MARGIN)
+        return self._peak
 
 
-def _with_peaks(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+def check_headroom(
+    graph: onnx.ModelProto, calibration: CalibrationSet, progress: Callable[[int, int], None] | None = None
+) -> Peak:
+    """Refuse a network that float16 cannot hold, from the first few calibration patches.
+
+    Args:
+        graph: the float16 graph, of the patches' shape.
+        calibration: patches.
+        progress: called as (patches taken, patches in all).
+
+    Raises:
+        ExportError: as `Headroom`.
+    """
+    headroom = Headroom(graph)
+    few = replace(calibration, patches=calibration.patches[:FLOAT_PATCHES])
+    for values in observe(headroom.graph, headroom.tensors, few, progress):
+        headroom.see(values)
+    return headroom.check()
+
+
+def _with_extremes(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
     """The graph with the smallest and the largest value of float16 tensors beside it, and their names by tensor."""
     watched = shape_inference.infer_shapes(graph)
     halves = {

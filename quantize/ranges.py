@@ -7,7 +7,7 @@ expected squared error of both together is smallest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -17,7 +17,7 @@ from torch import Tensor
 from mednext_edge.errors import DataError, ExportError
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.kinds import Layer
-from mednext_edge.quantize.observe import observe
+from mednext_edge.quantize.observe import Array, observe
 
 LEVELS = 127
 """Largest value of a symmetric signed INT8 number; -128 is not used, so that both signs reach equally far."""
@@ -25,7 +25,7 @@ BINS = 2048
 # Thresholds that are compared: 1 % apart, down to 1/128 of the largest value.
 CANDIDATES, OCTAVES = 512, 7
 # Voxels that enter the histogram of one tensor of one patch; the largest value is taken over all of them.
-SAMPLED = 2**20
+SAMPLED = 2**18
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,47 @@ class _Tensor:
         return ActivationRange(self.histogram.threshold(), self.peak, torch.stack(self.means).mean(0))
 
 
+class Ranges:
+    """Follows the inputs of some layers over patches.
+
+    Args:
+        graph: float32 or float16, of a network in deploy form, whose weights have the names of the parameters.
+        layers: of this network.
+
+    Attributes:
+        tensors: names of the inputs, to be observed in the graph.
+
+    Raises:
+        ExportError: the graph lacks the weights of one of the layers.
+    """
+
+    def __init__(self, graph: onnx.ModelProto, layers: Iterable[Layer]) -> None:
+        readers = {node.input[1]: node.input[0] for node in graph.graph.node if node.op_type == "Conv"}
+        self._sources = {}
+        for layer in layers:
+            if layer.weights[0] not in readers:
+                raise ExportError(f"the graph has no convolution with the weights {layer.weights[0]}")
+            self._sources[layer.name] = readers[layer.weights[0]]
+        self._seen = {source: _Tensor() for source in self._sources.values()}
+        self.tensors = tuple(self._seen)
+
+    def see(self, values: Mapping[str, Array]) -> None:
+        """Take the values of `tensors` for one patch."""
+        for source, tensor in self._seen.items():
+            tensor.see(torch.from_numpy(values[source]))
+
+    def result(self) -> dict[str, ActivationRange]:
+        """Ranges by the layers' names.
+
+        Raises:
+            DataError: an input of a layer is not finite.
+        """
+        for name, source in self._sources.items():
+            if self._seen[source].peak == math.inf:
+                raise DataError(f"the input of {name} is not finite on the calibration patches; look at the images")
+        return {name: self._seen[source].range() for name, source in self._sources.items()}
+
+
 def collect(
     graph: onnx.ModelProto,
     layers: Iterable[Layer],
@@ -110,8 +151,7 @@ def collect(
     """Ranges of the inputs of some layers, by name.
 
     Args:
-        graph: float32 or float16, of a network in deploy form, whose weights have the names of the parameters.
-        layers: of this network.
+        graph, layers: as `Ranges` takes them.
         calibration: patches of the shape of the graph's input.
         progress: called as (patches taken, patches in all).
 
@@ -119,17 +159,7 @@ def collect(
         DataError: an input of a layer is not finite.
         ExportError: the graph cannot be run, or lacks the weights of one of the layers.
     """
-    readers = {node.input[1]: node.input[0] for node in graph.graph.node if node.op_type == "Conv"}
-    sources = {}
-    for layer in layers:
-        if layer.weights[0] not in readers:
-            raise ExportError(f"the graph has no convolution with the weights {layer.weights[0]}")
-        sources[layer.name] = readers[layer.weights[0]]
-    seen = {source: _Tensor() for source in sources.values()}
-    for values in observe(graph, seen, calibration, progress):
-        for source, value in values.items():
-            seen[source].see(torch.from_numpy(value))
-    for name, source in sources.items():
-        if seen[source].peak == math.inf:
-            raise DataError(f"the input of {name} is not finite on the calibration patches; look at the images")
-    return {name: seen[source].range() for name, source in sources.items()}
+    ranges = Ranges(graph, layers)
+    for values in observe(graph, ranges.tensors, calibration, progress):
+        ranges.see(values)
+    return ranges.result()

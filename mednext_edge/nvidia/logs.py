@@ -32,9 +32,12 @@ def logger(module: ModuleType) -> Any:
         def __init__(self) -> None:
             base.__init__(self)
             self.sinks: list[list[str]] = []
+            self.said: set[str] = set()
 
         def log(self, severity: Any, msg: str) -> None:
-            LOG.log(levels.get(severity.name, logging.DEBUG), "%s", msg)
+            # It says the same for each of a hundred layers, and again for each architecture.
+            LOG.log(logging.DEBUG if msg in self.said else levels.get(severity.name, logging.DEBUG), "%s", msg)
+            self.said.add(msg)
             if severity.name in _KEPT:
                 for sink in self.sinks:
                     sink.append(msg)

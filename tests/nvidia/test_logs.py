@@ -41,3 +41,12 @@ def test_everything_is_there_for_debugging(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.DEBUG, logger="mednext_edge.nvidia"):
         logger(fake_module()).log(ILogger.VERBOSE, "detail")
     assert caplog.messages == ["detail"]
+
+
+def test_the_same_warning_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It comes for each layer of a network, and again for each architecture."""
+    log = logger(fake_module())
+    with caplog.at_level(logging.WARNING, logger="mednext_edge.nvidia"):
+        for message in ("scales become float32", "another", "scales become float32"):
+            log.log(ILogger.WARNING, message)
+    assert caplog.messages == ["scales become float32", "another"]
