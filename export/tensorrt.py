@@ -219,7 +219,7 @@ def _from_patches(job: Job, graph: onnx.ModelProto) -> onnx.ModelProto:
     if not chosen:
         raise ExportError(f"this network has no convolution of the kinds {', '.join(kinds)} to quantise")
     headroom, ranges = Headroom(half), Ranges(half, chosen.values())
-    # One pass for both; ONNX Runtime has no float16 kernels on a CPU and computes the float16 graph in float32.
+    # One pass for both.
     both = (*headroom.tensors, *ranges.tensors)
     for values in observe(headroom.graph, both, job.calibration, partial(job.progress, "calibrate")):
         headroom.see(values)

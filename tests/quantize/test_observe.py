@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mednext_edge.errors import ExportError
 from mednext_edge.quantize.calibration import CalibrationSet
@@ -85,3 +85,29 @@ def test_an_operator_that_is_not_known(graph: onnx.ModelProto) -> None:
     graph.graph.node[1].op_type = "Wobble"
     with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the float graph to observe it: .*Wobble"):
         next(observe(graph, ["twice"], patches(1)))
+
+
+def test_a_float16_graph_is_seen_in_float32() -> None:
+    """What would be infinite in float16 has its true size; weights are those that float16 holds."""
+    weight = np.float16([60000.0, 0.1])
+    body = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Constant", [], ["ten"], value=numpy_helper.from_array(np.float16(10))),
+            helper.make_node("Mul", ["half", "weight"], ["scaled"]),
+            helper.make_node("Mul", ["scaled", "ten"], ["large"]),
+            helper.make_node("Cast", ["large"], ["logits"], to=TensorProto.FLOAT),
+        ],
+        "half",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2])],
+        [numpy_helper.from_array(weight, "weight")],
+        value_info=[helper.make_tensor_value_info("large", TensorProto.FLOAT16, [1, 2])],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    before = model.SerializeToString(deterministic=True)
+    image = np.float32([[7.0, 1 / 3]])
+    (values,) = observe(model, ["scaled", "large"], CalibrationSet((image,), (), "", 0))
+    assert values["scaled"] == pytest.approx(image * weight.astype(np.float32))
+    assert values["large"] == pytest.approx(10 * image * weight.astype(np.float32))
+    assert model.SerializeToString(deterministic=True) == before
