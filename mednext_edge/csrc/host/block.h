@@ -100,6 +100,8 @@ inline int block_y() { return host::current().index[1]; }
 inline int block_z() { return host::current().index[2]; }
 inline int blocks_x() { return host::current().blocks_x; }
 
+inline void warp_order() {}  // it orders what a compiler for GPUs may move; no thread waits for another's writes
+
 inline void barrier() {
   host::Block& block = host::current();
   swapcontext(&block.fibers[block.thread].context, &block.scheduler);

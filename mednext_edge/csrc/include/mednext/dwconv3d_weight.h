@@ -44,6 +44,7 @@ struct WeightGradient {
   static constexpr int RING_OFFSET = 2 * STEP_BYTES;
   static constexpr int SHARED = RING_OFFSET + RING * Small::BYTES;
   static_assert(SHARED <= 99 * 1024, "the smallest limit of a block among the architectures (8.6, 8.9, 12.0)");
+  static_assert(K != 7 || (LANES * COLUMNS % 32 == 0 && HEIGHT % COLUMNS == 0), "a warp keeps together in add_rows");
   static_assert(K * THREADS * V * 4 <= SHARED, "the sum over a block's columns reuses all of it");
 
   using Sums = float[G][K][K][V];
@@ -54,6 +55,8 @@ struct WeightGradient {
   MEDNEXT_DEVICE static void add_rows(const char* large, const float (&small)[G][X][V], Sums& sums) {
 #pragma unroll
     for (int ky = 0; ky < K; ++ky) {
+      // At k7 the sums take 98 registers; rows read ahead of their turn would push some of them out.
+      if (K == 7) warp_order();
       float in[Large::WIDTH][V];
       read_row<T>(large + ky * Large::PITCH, in);
 #pragma unroll

@@ -31,6 +31,8 @@ MEDNEXT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MEDNEXT_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 MEDNEXT_DEVICE int blocks_x() { return static_cast<int>(gridDim.x); }
 MEDNEXT_DEVICE void barrier() { __syncthreads(); }
+// Reads of shared memory behind it do not move in front of it; the 32 threads of a warp come here together.
+MEDNEXT_DEVICE void warp_order() { __syncwarp(); }
 
 // 16 bytes into shared memory, or 16 zero bytes when not `inside`; `global` must be readable memory either way.
 MEDNEXT_DEVICE void copy_async(char* shared, const void* global, bool inside) {
