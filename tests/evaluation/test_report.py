@@ -24,7 +24,7 @@ def test_sections_have_the_names_of_the_contract() -> None:
     latency = {"patch", "threads", "p50_ms", "p90_ms", "p99_ms", "first_ms", "patches_per_s"}
     assert latency <= stated["latency"].keys()
     assert stated["end_to_end"].keys() == {"case_s"}
-    assert stated["layers"].keys() == {"counts_by_precision", "fallbacks"}
+    assert {"counts_by_precision", "fallbacks"} <= stated["layers"].keys()
     assert {"peak_memory_mb", "size_mb", "environment"} <= stated.keys()
 
 
