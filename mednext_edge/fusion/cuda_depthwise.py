@@ -31,7 +31,7 @@ class DepthwiseConv3d(nn.Module):
         )
 
 
-def _fits(conv: nn.Module) -> bool:
+def fits(conv: nn.Module) -> bool:
     """Whether the operators compute this convolution."""
     if not isinstance(conv, (nn.Conv3d, nn.ConvTranspose3d)):
         return False
@@ -50,7 +50,7 @@ def _fits(conv: nn.Module) -> bool:
 
 def use_cuda_depthwise(net: nn.Module) -> int:
     """Replace the depthwise convolution of every 3-D block; state_dict keys and parameters stay as they are."""
-    blocks = [block for block in net.modules() if isinstance(block, Block) and _fits(block.conv1)]
+    blocks = [block for block in net.modules() if isinstance(block, Block) and fits(block.conv1)]
     for block in blocks:
         conv = block.conv1
         assert isinstance(conv, (nn.Conv3d, nn.ConvTranspose3d))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from mednext_edge.fusion import (
+    cuda_block,
     cuda_depthwise,
     depthwise_bias,
     heads,
@@ -19,7 +20,7 @@ from mednext_edge.fusion import (
 )
 from mednext_edge.fusion.rewrite import Rewrite
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.registry import Registry
+from mednext_edge.registry import Registry, unknown_name
 
 REWRITES: Registry[Rewrite] = Registry("rewrite")
 """Every rewrite, in the order of application: biases and affines go before the form they allow."""
@@ -31,21 +32,29 @@ REWRITES.add("norm-affine", norm_affine.REWRITE)
 REWRITES.add("instance-norm", instance_norm.REWRITE)
 REWRITES.add("parity", parity.REWRITE)
 REWRITES.add("cuda-depthwise", cuda_depthwise.REWRITE)
+REWRITES.add("cuda-block", cuda_block.REWRITE)
+
+BACKENDS: dict[str, tuple[str, ...]] = {"torch": (), "cuda": ("cuda-depthwise", "cuda-block")}
+"""Whose kernels PyTorch computes with -> the optional rewrites for them: ours take whole blocks, or parts of them."""
 
 
-def fuse(model: LoadedModel, *, optional: Collection[str] = ()) -> LoadedModel:
+def fuse(model: LoadedModel, *, backend: str = "torch", optional: Collection[str] = ()) -> LoadedModel:
     """The deploy form of a model; the model itself is not touched.
 
     Args:
         model: in training form, or already fused (then nothing changes).
+        backend: a name of `BACKENDS`. `cuda` computes all 3-D blocks with our CUDA kernels, on a CUDA device.
         optional: names of optional rewrites to apply too, such as `parity`.
 
     Returns:
         A model with the same task and source, and the names of the rewrites that changed something.
 
     Raises:
-        UnknownNameError: `optional` names no rewrite.
+        UnknownNameError: there is no such backend, or `optional` names no rewrite.
     """
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
+    optional = {*optional, *BACKENDS[backend]}
     for name in optional:
         REWRITES[name]
     net = copy.deepcopy(model.net).eval()

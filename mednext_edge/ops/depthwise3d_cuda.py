@@ -38,15 +38,17 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> 
     return y
 
 
-def convolution_stats(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, with the statistics that a per-channel norm behind it needs.
+def convolution_stats(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *, transposed: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same or, with stride 2, the transposed convolution; and the statistics that a norm behind it needs.
 
     Returns:
         The output; its mean over the voxels of each sample and channel, [N, C] float32; the sum of its squared
         distances from that mean, [N, C] float32.
     """
     x = _channels_last(x)
-    layer = _layer(x, x.shape[2:], weight.shape[-1], stride)
+    layer = _layer(x, x.shape[2:], weight.shape[-1], stride, transposed=transposed)
     y = _output(x, layer)
     mean, moment = (torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2))
     _call("forward_stats", layer, x, taps(weight), _float(bias), y, mean, moment, workspace=Pass.FORWARD_STATS)
@@ -96,7 +98,7 @@ def _layer(x: Tensor, size: Sequence[int], kernel: int, stride: int, *, transpos
 
 
 def _output(x: Tensor, layer: Layer) -> Tensor:
-    size = [(n - 1) // layer.stride + 1 for n in x.shape[2:]]
+    size = [2 * n - 1 if layer.transposed else (n - 1) // layer.stride + 1 for n in x.shape[2:]]
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
 
 

@@ -112,7 +112,7 @@ class CudaGraphSession(Session):
         device: str | torch.device = "cuda",
     ) -> CudaGraphSession:
         """A session on the deploy form of a model, with our kernels; the model itself is not touched."""
-        net = fuse(model, optional=("cuda-depthwise",)).net
+        net = fuse(model, backend="cuda").net
         return cls(net, model.task, patch, batch=batch, precision=precision, device=device)
 
     def _run(self, x: Array) -> Array:

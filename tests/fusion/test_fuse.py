@@ -76,6 +76,8 @@ def test_each_alone(config: MedNeXtConfig, name: str) -> None:
         ("cuda-depthwise", (), 9),
         ("cuda-depthwise", ("depthwise-bias",), 9),
         ("cuda-depthwise", ("depthwise-bias", "parity"), 7),
+        ("cuda-block", (), 9),
+        ("cuda-block", ("norm-affine", "instance-norm", "cuda-depthwise"), 9),
     ],
 )
 def test_each_changes_what_it_says(name: str, before: tuple[str, ...], places: int) -> None:
@@ -96,7 +98,7 @@ def test_the_order_of_the_table_is_the_order_of_application() -> None:
 
 def test_optional_rewrites_are_left_out_unless_named() -> None:
     assert fuse(loaded(TINY)).rewrites == tuple(name for name in REWRITES if name not in OPTIONAL)
-    assert OPTIONAL == ("parity", "cuda-depthwise")
+    assert OPTIONAL == ("parity", "cuda-depthwise", "cuda-block")
 
 
 def test_layer_norm_keeps_its_depthwise_bias() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mednext_edge as mx
 from mednext_edge.errors import DataError, TargetUnavailableError, UnknownNameError, UsageError
-from mednext_edge.fusion.cuda_depthwise import DepthwiseConv3d
+from mednext_edge.fusion.cuda_block import FusedBlock
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.runtime import cuda_graph
 from mednext_edge.runtime.cuda_graph import CudaGraphSession
@@ -95,9 +95,9 @@ def test_it_runs_our_operators_and_leaves_the_model_alone(tiny_model: LoadedMode
     session = CudaGraphSession.of(tiny_model, PATCH, device="cpu")
     assert session._captured is not None
     net, given, _, _ = session._captured
-    assert sum(isinstance(module, DepthwiseConv3d) for module in net.modules()) == 9
+    assert sum(isinstance(module, FusedBlock) for module in net.modules()) == 9
     assert given.is_contiguous(memory_format=torch.channels_last_3d)
-    assert not any(isinstance(module, DepthwiseConv3d) for module in tiny_model.net.modules())
+    assert not any(isinstance(module, FusedBlock) for module in tiny_model.net.modules())
     assert {parameter.dtype for parameter in tiny_model.net.parameters()} == {torch.float32}
 
 
