@@ -68,6 +68,7 @@ add_library(mednext_cuda SHARED
   ${csrc}/kernels/dwconv3d_weight.cu # the longest first
   ${csrc}/kernels/dwconv3d_direct.cu
   ${csrc}/kernels/dwconv3d_transposed.cu
+  ${csrc}/kernels/ffn.cu
   ${csrc}/kernels/dwconv3d_general.cu
   ${csrc}/runtime/cuda_api.cu)
 target_include_directories(mednext_cuda PUBLIC ${csrc}/include)

@@ -20,7 +20,7 @@ from mednext_edge.errors import MednextEdgeError, TargetUnavailableError
 LIBRARY = "mednext_cuda.dll" if sys.platform == "win32" else "libmednext_cuda.so"
 OVERRIDE = "MEDNEXT_CUDA_LIBRARY"
 """Environment variable with the path of a library to use in place of the installed one."""
-ABI = 1
+ABI = 2
 """`MEDNEXT_CUDA_ABI` of the header that this file was written to."""
 LARGEST_KERNEL = 31
 

@@ -192,6 +192,6 @@ def test_workspace_that_is_too_small(host: CudaLibrary, kernel: int) -> None:
 def test_codes_in_words(host: CudaLibrary) -> None:
     words = ctypes.CDLL(str(host.path)).mednext_cuda_error
     words.restype = ctypes.c_char_p
-    texts = [words(code) for code in range(-6, 1)]
-    assert all(texts) and len(set(texts)) == 7
+    texts = [words(code) for code in range(-8, 1)]
+    assert all(texts) and len(set(texts)) == 9
     assert words(12345)

@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.csrc.host_library import build
 
@@ -52,11 +53,47 @@ struct Race {
   }
 };
 
+// A third of the lanes of the second warp, or half a warp, or nobody, misses an exchange; the first warp meets twice as
+// often as the second, and both meet at a barrier.
+template <int THREADS_, int MISSING>
+struct Exchange {
+  struct Args { float* to; };
+  static constexpr int THREADS = THREADS_, SHARED = THREADS * 4;
+  static void run(const Args& a, char* shared) {
+    float* sums = reinterpret_cast<float*>(shared);
+    const int t = thread_index(), warp = t / 32, lane = t % 32;
+    float sum = 0;
+    if (warp == 0 || lane >= MISSING) {
+      for (int turn = 0; turn < 2 - warp; ++turn) {
+        const float value[1] = {static_cast<float>(t + 100 * turn)};
+        warp_exchange(value);
+        sum += exchanged((lane + 1) % 32)[0];
+      }
+    }
+    sums[t] = sum;
+    barrier();
+    if (t % 13 == 0 && t / 13 < 16) a.to[t / 13] = sums[(t + 32) % THREADS];
+  }
+};
+
+struct Misaligned {
+  struct Args { const float* from; float* to; };
+  static constexpr int THREADS = 2, SHARED = 32;
+  static void run(const Args& a, char*) {
+    const Piece piece = read_piece(a.from + thread_index());
+    write_piece(a.to, piece);
+  }
+};
+
 #define API extern "C" __attribute__((visibility("default"))) int
 API good(const float* x, float* y) { return launch<Neighbour<true, true>>({2, 1, 1}, {x, y}, nullptr); }
 API no_wait(const float* x, float* y) { return launch<Neighbour<false, true>>({2, 1, 1}, {x, y}, nullptr); }
 API no_barrier(const float* x, float* y) { return launch<Neighbour<true, false>>({2, 1, 1}, {x, y}, nullptr); }
 API parting(const float*, float*) { return launch<Parting>({1, 1, 1}, {}, nullptr); }
+API exchange(const float*, float* y) { return launch<Exchange<64, 0>>({1, 1, 1}, {y}, nullptr); }
+API lanes_miss(const float*, float* y) { return launch<Exchange<64, 11>>({1, 1, 1}, {y}, nullptr); }
+API half_a_warp(const float*, float* y) { return launch<Exchange<48, 0>>({1, 1, 1}, {y}, nullptr); }
+API misaligned(const float* x, float* y) { return launch<Misaligned>({1, 1, 1}, {x, y}, nullptr); }
 API race(const float*, float* y) { return launch<Race>({1, 1, 1}, {y}, nullptr); }
 """
 
@@ -70,8 +107,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def run(library: ctypes.CDLL, name: str) -> tuple[int, list[float]]:
-    x, y = (ctypes.c_float * 32)(*range(1, 33)), (ctypes.c_float * 16)()
-    return library[name](x, y), list(y)
+    # On a boundary of 16 bytes, as device memory is.
+    x, y = torch.arange(1, 33, dtype=torch.float32), torch.zeros(16)
+    code = library[name](*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)))
+    return code, y.tolist()
 
 
 def test_right_kernel(library: ctypes.CDLL) -> None:
@@ -87,6 +126,23 @@ def test_memory_read_too_early_is_not_a_number(library: ctypes.CDLL, mistake: st
 def test_barrier_that_some_threads_miss(library: ctypes.CDLL) -> None:
     assert run(library, "parting")[0] == 719
     assert run(library, "good")[0] == 0
+
+
+def test_lanes_exchange(library: ctypes.CDLL) -> None:
+    """Twice in the first warp, once in the second: what is read is what the other lane gave to the same exchange."""
+    sums = [2.0 * ((t + 1) % 32) + 100 if t < 32 else 32.0 + (t + 1) % 32 for t in range(64)]
+    code, values = run(library, "exchange")
+    assert code == 0 and values[:5] == [sums[(t + 32) % 64] for t in range(0, 64, 13)]
+
+
+@pytest.mark.parametrize("mistake", ("lanes_miss", "half_a_warp"))
+def test_exchange_that_some_lanes_miss(library: ctypes.CDLL, mistake: str) -> None:
+    assert run(library, mistake)[0] == 719
+    assert run(library, "good")[0] == 0
+
+
+def test_address_off_its_boundary(library: ctypes.CDLL) -> None:
+    assert run(library, "misaligned")[0] == 716
 
 
 def test_threads_change_their_order(library: ctypes.CDLL) -> None:

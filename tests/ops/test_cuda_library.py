@@ -110,15 +110,15 @@ def test_another_library() -> None:
 
 def test_another_version(host_library: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_library, "ABI", cuda_library.ABI + 1)
-    with pytest.raises(MednextEdgeError, match=r"has interface 1, expected 2; reinstall"):
+    with pytest.raises(MednextEdgeError, match=r"has interface 2, expected 3; reinstall"):
         CudaLibrary(host_library.path)
 
 
 def test_every_refusal_of_the_library_has_words(host_library: CudaLibrary) -> None:
     codes = [int(code) for code in re.findall(r"MEDNEXT_E_\w+ = (-\d+)", HEADER)]
-    assert len(codes) == 6
+    assert len(codes) == 8
     words = {host_library._library.mednext_cuda_error(code) for code in codes}
-    assert len(words) == 6
+    assert len(words) == 8
 
 
 def test_a_library_for_other_gpus_says_how_to_rebuild(

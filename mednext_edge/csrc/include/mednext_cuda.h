@@ -1,8 +1,9 @@
-/* Depthwise 3-D convolution on a GPU, forward and backward, behind a plain C interface.
+/* The halves of a MedNeXt block on a GPU behind a plain C interface: depthwise 3-D convolution, forward and backward,
+ * and the feed-forward half of a block, forward.
  *
  * Layout. Activations x, y and their gradients are contiguous [N][D][H][W][C] (channels last) in `dtype`.
- * Weights, bias, statistics and the weight gradient are always float: weights [K][K][K][C] (z, y, x, channel),
- * the others [C] or [N][C]. Every sum is accumulated in float, whatever `dtype` is.
+ * Of a depthwise layer weights, bias, statistics and the weight gradient are always float: weights [K][K][K][C]
+ * (z, y, x, channel), the others [C] or [N][C]. Every sum is accumulated in float, whatever `dtype` is.
  *
  * Sizes. d, h, w are those of the layer's input x; padding is K / 2 on every side. The output has
  *   (d - 1) / stride + 1 voxels along an axis of a convolution,
@@ -41,7 +42,10 @@ enum {
   MEDNEXT_E_KERNEL = -3,    /* kernel is not odd, or not in 1 .. 31 */
   MEDNEXT_E_STRIDE = -4,    /* stride is not 1 or 2, or a transposed convolution of stride 1 */
   MEDNEXT_E_DTYPE = -5,     /* not one of MEDNEXT_F32, F16, BF16 */
-  MEDNEXT_E_WORKSPACE = -6  /* smaller than mednext_dwconv3d_workspace_bytes says */
+  MEDNEXT_E_WORKSPACE = -6, /* smaller than mednext_dwconv3d_workspace_bytes says */
+  MEDNEXT_E_CHANNELS = -7,  /* channels, hidden or out that mednext_ffn_forward has no kernel for */
+  MEDNEXT_E_LAYOUT = -8     /* of mednext_ffn_forward: a tensor or a stride that is no multiple of 16 bytes, or a
+                               stride below a voxel */
 };
 
 /* Passes that need a workspace. */
@@ -55,8 +59,16 @@ typedef struct {
   int32_t dtype;         /* MEDNEXT_F32, ... */
 } mednext_dwconv3d;
 
-/* Changes whenever a function or the struct above does. */
-enum { MEDNEXT_CUDA_ABI = 1 };
+typedef struct {
+  int64_t n, d, h, w;            /* voxels of a */
+  int32_t channels, hidden, out; /* of a, between, of y */
+  int32_t dtype;                 /* MEDNEXT_F16 or MEDNEXT_BF16 */
+  float eps;                     /* of the norm */
+  int64_t stride_n, stride_d, stride_h, stride_w; /* of residual and y, in elements; their channels lie side by side */
+} mednext_ffn;
+
+/* Changes whenever a function or a struct above does. */
+enum { MEDNEXT_CUDA_ABI = 2 };
 MEDNEXT_CUDA_API int mednext_cuda_abi(void);
 
 /* What a returned value means, in words; never null. */
@@ -83,6 +95,21 @@ MEDNEXT_CUDA_API int mednext_dwconv3d_grad_input(const mednext_dwconv3d* layer, 
 MEDNEXT_CUDA_API int mednext_dwconv3d_grad_weight(const mednext_dwconv3d* layer, const void* x, const void* dy,
                                                   float* dweight, void* workspace, size_t workspace_bytes,
                                                   void* stream);
+
+/* y = w2 gelu(w1 norm(a) + b1) + b2 (+ residual) for every voxel by itself, with the exact (erf) GELU and
+ * norm(a) = (a - mean) / sqrt(moment / (d h w) + eps) * gamma + beta.
+ *
+ * a [N][D][H][W][channels] contiguous; mean, moment [N][channels] as mednext_dwconv3d_forward_stats gives them; gamma,
+ * beta [channels], b1 [hidden] and b2 [out] float, each may be null; w1 [hidden][channels] and w2 [out][hidden] in
+ * dtype; residual may be null, and may be y itself. Sums are float; what enters a product (norm(a), gelu(...)) is
+ * rounded to dtype first.
+ *
+ * Taken are channels of 32, 64 and 128, out of channels / 2, channels and 2 * channels within 32 .. 128, and hidden of
+ * any multiple of 32. a, w1, w2, residual and y begin, and their voxels lie, at multiples of 16 bytes; the stride of
+ * an axis with one voxel does not matter. */
+MEDNEXT_CUDA_API int mednext_ffn_forward(const mednext_ffn* ffn, const void* a, const float* mean, const float* moment,
+                                         const float* gamma, const float* beta, const void* w1, const float* b1,
+                                         const void* w2, const float* b2, const void* residual, void* y, void* stream);
 
 #ifdef __cplusplus
 }

@@ -37,6 +37,20 @@ struct WeightTensors {
   float* partials;
 };
 
+struct FfnTensors {
+  const void* a;
+  const float* mean;
+  const float* moment;
+  const float* gamma;
+  const float* beta;
+  const void* w1;
+  const float* b1;
+  const void* w2;
+  const float* b2;
+  const void* residual;
+  void* y;
+};
+
 // Every function returns 0, a cudaError_t or MEDNEXT_E_*. For a weight gradient, `in` is the larger tensor of the
 // pair and `out` the smaller.
 int plan_direct(const Problem& problem, Plan* plan);
@@ -54,6 +68,10 @@ int run_general_weight(const Problem& problem, const Plan& plan, const WeightTen
 int merge_moments(const Problem& problem, const Plan& plan, const float* partials, float* mean, float* moment,
                   void* stream);
 int sum_partials(const float* partials, float* sum, int64_t blocks, int64_t size, void* stream);
+
+// 0 when there is a kernel for these channels and this type.
+int find_ffn(const mednext_ffn& ffn);
+int run_ffn(const mednext_ffn& ffn, const FfnTensors& tensors, void* stream);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -6,6 +6,7 @@ namespace {
 constexpr int64_t LARGEST_AXIS = int64_t{1} << 29;
 constexpr int64_t LARGEST_PLANE = (int64_t{1} << 31) - 1;  // elements: a kernel's offsets within a plane are int
 constexpr int LARGEST_KERNEL = 31;
+constexpr int64_t LARGEST_SAMPLE = (int64_t{1} << 31) - 64;  // voxels: those of the feed-forward kernel are int
 
 bool special(int kernel) { return kernel == 3 || kernel == 5 || kernel == 7; }
 
@@ -79,6 +80,20 @@ bool usable(const void* pointer, size_t bytes) { return pointer && aligned(point
 
 bool usable_tensor(const void* pointer, const Problem& p) { return usable(pointer, element_bytes(p.dtype)); }
 
+bool stride_fits(int64_t size, int64_t stride, int64_t out) { return size == 1 || (stride >= out && stride % 8 == 0); }
+
+int check_ffn(const mednext_ffn* ffn) {
+  if (!ffn) return MEDNEXT_E_POINTER;
+  const mednext_ffn& f = *ffn;
+  if (const int error = find_ffn(f)) return error;
+  if (f.n < 1 || f.n > 65535 || !axis_fits(f.d) || !axis_fits(f.h) || !axis_fits(f.w)) return MEDNEXT_E_SHAPE;
+  if (f.h * f.w > LARGEST_SAMPLE / f.d) return MEDNEXT_E_SHAPE;
+  return stride_fits(f.n, f.stride_n, f.out) && stride_fits(f.d, f.stride_d, f.out) &&
+                 stride_fits(f.h, f.stride_h, f.out) && stride_fits(f.w, f.stride_w, f.out)
+             ? 0
+             : MEDNEXT_E_LAYOUT;
+}
+
 }  // namespace
 }  // namespace mednext
 
@@ -99,9 +114,14 @@ const char* mednext_cuda_error(int code) {
     case MEDNEXT_E_STRIDE:
       return "the stride is not 1 or 2, or not 2 in a transposed convolution";
     case MEDNEXT_E_DTYPE:
-      return "the data type is not one of float, half and bfloat16";
+      return "the data type is not one of half, bfloat16 and, for depthwise layers alone, float";
     case MEDNEXT_E_WORKSPACE:
       return "the workspace is too small; ask mednext_dwconv3d_workspace_bytes on the same device";
+    case MEDNEXT_E_CHANNELS:
+      return "there is no feed-forward kernel for these channels: 32, 64 or 128 in, half, as many or twice as many of "
+             "these out, a multiple of 32 between";
+    case MEDNEXT_E_LAYOUT:
+      return "a tensor or a stride of the feed-forward kernel is not a multiple of 16 bytes, or voxels overlap";
     default:
       return machine_error(code);
   }
@@ -182,4 +202,18 @@ int mednext_dwconv3d_grad_weight(const mednext_dwconv3d* layer, const void* x, c
                                             : run_general_weight(problem, plan, tensors, stream);
   if (error) return error;
   return sum_partials(partials, dweight, plan.blocks, weights(problem), stream);
+}
+
+int mednext_ffn_forward(const mednext_ffn* ffn, const void* a, const float* mean, const float* moment,
+                        const float* gamma, const float* beta, const void* w1, const float* b1, const void* w2,
+                        const float* b2, const void* residual, void* y, void* stream) {
+  if (const int error = check_ffn(ffn)) return error;
+  if (!a || !usable(mean, 4) || !usable(moment, 4) || !w1 || !w2 || !y) return MEDNEXT_E_POINTER;
+  for (const float* pointer : {gamma, beta, b1, b2}) {
+    if (!aligned(pointer, 4)) return MEDNEXT_E_POINTER;
+  }
+  for (const void* pointer : {a, w1, w2, residual, static_cast<const void*>(y)}) {
+    if (!aligned(pointer, 16)) return MEDNEXT_E_LAYOUT;
+  }
+  return run_ffn(*ffn, {a, mean, moment, gamma, beta, w1, b1, w2, b2, residual, y}, stream);
 }

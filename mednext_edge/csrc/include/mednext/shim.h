@@ -1,5 +1,5 @@
-// What a kernel needs from its machine: indices, barrier, asynchronous copies, launch. nvcc gives the GPU's own;
-// a host compiler gives host/block.h, which runs the threads of a block as fibers. Kernels are written once.
+// What a kernel needs from its machine: indices, barrier, copies, launch; mma.h adds the tensor cores. nvcc gives the
+// GPU's own; a host compiler gives host/block.h, which runs the threads of a block as fibers. Kernels are written once.
 //
 // A kernel is a struct with `Args`, THREADS, MIN_BLOCKS (per multiprocessor), SHARED (bytes) and
 // `static void run(const Args&, char* shared)`.
@@ -13,6 +13,11 @@ namespace mednext {
 struct Grid {
   int64_t x, y, z;
   bool fits() const { return x > 0 && x < (int64_t{1} << 31) && y > 0 && y < 65536 && z > 0 && z < 65536; }
+};
+
+// 16 bytes that are read and written at once; their address is a multiple of 16.
+struct Piece {
+  uint32_t words[4];
 };
 
 }  // namespace mednext
@@ -34,11 +39,32 @@ MEDNEXT_DEVICE void barrier() { __syncthreads(); }
 // Reads of shared memory behind it do not move in front of it; the 32 threads of a warp come here together.
 MEDNEXT_DEVICE void warp_order() { __syncwarp(); }
 
+// The compiler computes again, behind it, what follows from `value`, rather than keep it in registers until here.
+MEDNEXT_DEVICE void forget(int& value) { asm volatile("" : "+r"(value)); }
+
+MEDNEXT_DEVICE Piece read_piece(const void* from) {
+  const uint4 v = *static_cast<const uint4*>(from);
+  return {{v.x, v.y, v.z, v.w}};
+}
+MEDNEXT_DEVICE void write_piece(void* to, const Piece& piece) {
+  const auto& w = piece.words;
+  *static_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+// To [0, 1]; not-a-number to 0.
+MEDNEXT_DEVICE float saturate(float value) { return __saturatef(value); }
+
 // 16 bytes into shared memory, or 16 zero bytes when not `inside`; `global` must be readable memory either way.
 MEDNEXT_DEVICE void copy_async(char* shared, const void* global, bool inside) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   const int bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+// The same with 4 bytes.
+MEDNEXT_DEVICE void copy_word_async(char* shared, const void* global, bool inside) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = inside ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 }
 MEDNEXT_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Until at most `LEFT` of this thread's groups are under way.

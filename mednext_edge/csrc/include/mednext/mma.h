@@ -1,0 +1,71 @@
+// One matrix product of a warp on tensor cores: sums[16][8] = a[16][16] b[16][8] + start[16][8], floats in between.
+//
+// A lane holds, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point
+// type", in edition 9.2 section 9.7.14.5.8), its elements in rising order within and across its words:
+//   a0 .. a7   row g for a0, a1, a4, a5, g + 8 for the others; column 2t + i % 2, and 8 more from a4 on
+//   b0 .. b3   row 2t + i % 2, and 8 more from b2 on; column g
+//   c0 .. c3   row g for c0, c1, g + 8 for the others; column 2t + i % 2        (sums and start)
+// So the sums of two products side by side, rounded and packed, are the `a` of a next product.
+//
+// All 32 lanes of a warp come here together. The host adds up the exact products in float, one after the other.
+#pragma once
+
+#include "mednext/storage.h"
+
+namespace mednext {
+
+#if defined(__CUDACC__)
+
+#define MEDNEXT_MMA(TYPE)                                                                                          \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                                              \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};\n"                        \
+               : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(start[0]), "f"(start[1]),       \
+                 "f"(start[2]), "f"(start[3]))
+
+template <class T>
+MEDNEXT_DEVICE void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&start)[4]);
+
+template <>
+MEDNEXT_DEVICE void mma<F16>(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                             const float (&start)[4]) {
+  MEDNEXT_MMA("f16");
+}
+
+template <>
+MEDNEXT_DEVICE void mma<BF16>(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                              const float (&start)[4]) {
+  MEDNEXT_MMA("bf16");
+}
+
+#undef MEDNEXT_MMA
+
+#else
+
+template <class T>
+void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&start)[4]) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  float held[12];
+  for (int i = 0; i < 6; ++i) {
+    float pair[2];
+    T::unpack(words[i], pair);
+    held[2 * i] = pair[0], held[2 * i + 1] = pair[1];
+  }
+  warp_exchange(held);
+  const int lane = thread_index() % 32;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float sum = start[i];
+    for (int k = 0; k < 16; ++k) {
+      const int t = k % 8 / 2;
+      const float left = exchanged(row % 8 * 4 + t)[k / 8 * 4 + row / 8 * 2 + k % 2];
+      const float right = exchanged(column * 4 + t)[8 + k / 8 * 2 + k % 2];
+      sum += left * right;
+    }
+    sums[i] = sum;
+  }
+}
+
+#endif
+
+}  // namespace mednext
