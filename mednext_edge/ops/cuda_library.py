@@ -51,6 +51,17 @@ class Layer(ctypes.Structure):
     )
 
 
+class FeedForward(ctypes.Structure):
+    """`mednext_ffn` of the header; n, d, h, w are those of its input, the strides those of residual and output."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n", "d", "h", "w")),
+        *((name, ctypes.c_int32) for name in ("channels", "hidden", "out", "dtype")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("stride_n", "stride_d", "stride_h", "stride_w")),
+    )
+
+
 _LAYER, _POINTER, _SIZE = ctypes.POINTER(Layer), ctypes.c_void_p, ctypes.c_size_t
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "workspace_bytes": (_LAYER, ctypes.c_int, ctypes.POINTER(_SIZE)),
@@ -60,6 +71,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "grad_weight": (_LAYER, *(_POINTER,) * 3, _POINTER, _SIZE, _POINTER),
 }
 """Arguments of every `mednext_dwconv3d_*`; the last pointer is the stream. All return a code, 0 for done."""
+FEED_FORWARD = (ctypes.POINTER(FeedForward), *(_POINTER,) * 11, _POINTER)
+"""Arguments of `mednext_ffn_forward`, likewise."""
 
 
 class CudaLibrary:
@@ -86,6 +99,8 @@ class CudaLibrary:
                 for name, arguments in SIGNATURES.items():
                     self._functions[name].restype = ctypes.c_int
                     self._functions[name].argtypes = arguments
+                self._feed_forward = self._library.mednext_ffn_forward
+                self._feed_forward.restype, self._feed_forward.argtypes = ctypes.c_int, FEED_FORWARD
         except (OSError, AttributeError) as error:
             raise MednextEdgeError(
                 f"{path} cannot be used ({error}); reinstall mednext-edge on this machine"
@@ -106,21 +121,41 @@ class CudaLibrary:
         Raises:
             MednextEdgeError: the library refuses the arguments, or CUDA could not launch the kernel.
         """
-        code = self._functions[function](ctypes.byref(layer), *arguments)
+        shape = f"[{layer.n}, {layer.c}, {layer.d}, {layer.h}, {layer.w}]"
+        self._check(
+            self._functions[function](ctypes.byref(layer), *arguments),
+            f"`{function}`",
+            f"input {shape}, kernel {layer.kernel}, stride {layer.stride}, {DType(layer.dtype).name}",
+        )
+
+    def feed_forward(self, layer: FeedForward, *arguments: object) -> None:
+        """Enqueue `mednext_ffn_forward`.
+
+        Args:
+            layer: sizes, type, and strides of the output.
+            arguments: the rest of its arguments, as for `call`.
+
+        Raises:
+            MednextEdgeError: as for `call`.
+        """
+        shape = f"[{layer.n}, {layer.channels}, {layer.d}, {layer.h}, {layer.w}]"
+        self._check(
+            self._feed_forward(ctypes.byref(layer), *arguments),
+            "`ffn_forward`",
+            f"input {shape}, {layer.hidden} hidden and {layer.out} output channels, {DType(layer.dtype).name}",
+        )
+
+    def _check(self, code: int, function: str, given: str) -> None:
         if code == 0:
             return
         reason = self._library.mednext_cuda_error(code).decode(errors="replace")
-        shape = f"[{layer.n}, {layer.c}, {layer.d}, {layer.h}, {layer.w}]"
         advice = (
             "; the library was built for other GPUs: rebuild the package with MEDNEXT_CUDA=ON and this GPU's "
             "architecture in MEDNEXT_CUDA_ARCHS"
             if code == NO_KERNEL_IMAGE
             else ""
         )
-        raise MednextEdgeError(
-            f"the CUDA kernel `{function}` did not run (code {code}: {reason}) for input {shape}, "
-            f"kernel {layer.kernel}, stride {layer.stride}, {DType(layer.dtype).name}{advice}"
-        )
+        raise MednextEdgeError(f"the CUDA kernel {function} did not run (code {code}: {reason}) for {given}{advice}")
 
     def workspace_bytes(self, layer: Layer, which: Pass) -> int:
         """Bytes of workspace that a pass needs on the current device."""

@@ -7,7 +7,8 @@ that form first. Results are channels-last.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,10 +32,10 @@ def reaches(device: torch.device) -> bool:
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """[N, C, *n] -> [N, C, *m], channels-last."""
-    x = _channels_last(x)
+    x = channels_last(x)
     layer = _layer(x, x.shape[2:], weight.shape[-1], stride)
     y = _output(x, layer)
-    _call("forward", layer, x, taps(weight), _float(bias), y)
+    _call("forward", layer, x, taps(weight), float_vector(bias), y)
     return y
 
 
@@ -47,22 +48,22 @@ def convolution_stats(
         The output; its mean over the voxels of each sample and channel, [N, C] float32; the sum of its squared
         distances from that mean, [N, C] float32.
     """
-    x = _channels_last(x)
+    x = channels_last(x)
     layer = _layer(x, x.shape[2:], weight.shape[-1], stride, transposed=transposed)
     y = _output(x, layer)
     mean, moment = (torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2))
-    _call("forward_stats", layer, x, taps(weight), _float(bias), y, mean, moment, workspace=Pass.FORWARD_STATS)
+    _call("forward_stats", layer, x, taps(weight), float_vector(bias), y, mean, moment, workspace=Pass.FORWARD_STATS)
     return y, mean, moment
 
 
 def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
     """[N, C, *m] -> [N, C, *size], channels-last; the bias is added."""
-    y = _channels_last(y)
+    y = channels_last(y)
     kernel = weight.shape[-1]
     x = torch.empty((*y.shape[:2], *size), dtype=y.dtype, device=y.device, memory_format=torch.channels_last_3d)
     if stride == 2 and all(n == 2 * m - 1 for n, m in zip(size, y.shape[2:], strict=True)):
         layer = _layer(y, y.shape[2:], kernel, stride, transposed=True)
-        _call("forward", layer, y, taps(weight), _float(bias), x)
+        _call("forward", layer, y, taps(weight), float_vector(bias), x)
         return x
     _call("grad_input", _layer(y, size, kernel, stride), y, taps(weight), x)
     return x if bias is None else x.add_(bias.view(-1, 1, 1, 1))
@@ -70,7 +71,7 @@ def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int],
 
 def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
     """[N, C, *n], [N, C, *m] -> [C, 1, k, k, k], contiguous."""
-    x, y = _channels_last(x), _channels_last(y)
+    x, y = channels_last(x), channels_last(y)
     layer = _layer(x, x.shape[2:], kernel, stride)
     grad = torch.empty((kernel, kernel, kernel, x.shape[1]), dtype=torch.float32, device=x.device)
     _call("grad_weight", layer, x, y, grad, workspace=Pass.GRAD_WEIGHT)
@@ -85,11 +86,11 @@ def taps(weight: Tensor) -> Tensor:
     return torch.empty(given.shape, dtype=torch.float32, device=weight.device).copy_(given)
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _float(bias: Tensor | None) -> Tensor | None:
+def float_vector(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float().contiguous()
 
 
@@ -103,8 +104,25 @@ def _output(x: Tensor, layer: Layer) -> Tensor:
 
 
 def _call(function: str, layer: Layer, first: Tensor, *others: Tensor | None, workspace: Pass | None = None) -> None:
-    """Enqueue a function on the current stream of the tensors' device."""
-    library, device = cuda_library.library(), first.device
+    library = cuda_library.library()
+    size = None if workspace is None else functools.partial(library.workspace_bytes, layer, workspace)
+    enqueue(functools.partial(library.call, function, layer), first, *others, workspace=size)
+
+
+def enqueue(
+    call: Callable[..., None], first: Tensor, *others: Tensor | None, workspace: Callable[[], int] | None = None
+) -> None:
+    """Enqueue a function of the library on the current stream of the tensors' device.
+
+    Args:
+        call: takes the tensors' addresses, those of a workspace and its size if there is one, and the stream.
+        first, others: its tensors; None becomes a null pointer.
+        workspace: gives the bytes that it needs on the current device.
+
+    Raises:
+        UsageError: the tensors are on several devices.
+    """
+    device = first.device
     elsewhere = {str(t.device) for t in others if t is not None and t.device != device}
     if elsewhere:
         raise UsageError(f"found tensors on {device} and {', '.join(sorted(elsewhere))}; put all of them on one device")
@@ -112,7 +130,7 @@ def _call(function: str, layer: Layer, first: Tensor, *others: Tensor | None, wo
     with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
         arguments = [None if t is None else t.data_ptr() for t in (first, *others)]
         if workspace is not None:
-            size = library.workspace_bytes(layer, workspace)
+            size = workspace()
             scratch = torch.empty(size, dtype=torch.uint8, device=device)
             arguments += [scratch.data_ptr(), size]
-        library.call(function, layer, *arguments, torch.cuda.current_stream().cuda_stream if on_gpu else None)
+        call(*arguments, torch.cuda.current_stream().cuda_stream if on_gpu else None)

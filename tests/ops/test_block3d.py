@@ -361,3 +361,23 @@ def test_what_is_kept_for_the_way_back_has_no_hidden_tensor() -> None:
         ours(Form(), *leaves)
     images = [t for t in kept if t.dim() == 5 and t.shape[2:] == (4, 4, 4)]
     assert [math.prod(t.shape) for t in images] == [128, 128]
+
+
+@every_form
+def test_the_hidden_tensor_is_never_whole(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    gelu = F.gelu
+
+    def record(x: Tensor) -> Tensor:
+        seen.append(x.numel())
+        return gelu(x)
+
+    given = draw(form, (4, 6, 5), hidden=10)
+    x, weight, bias, gamma, beta, w1, b1, w2, b2, residual = given.values()
+    y, a, mean, moment = ops.block(x, weight, bias, gamma, beta, 1e-5, w1, b1, w2, b2, residual, *form.options.values())
+    monkeypatch.setattr(F, "gelu", record)
+    monkeypatch.setattr(feed_forward, "CHUNK", 200)
+    feed_forward.feed_forward(a, mean, moment, gamma, beta, 1e-5, w1, b1, w2, b2, residual, form.front)  # type: ignore[arg-type]
+    feed_forward.gradients(torch.ones_like(y), a, mean, moment, gamma, beta, 1e-5, w1, b1, w2, form.front)  # type: ignore[arg-type]
+    assert sum(seen) == 2 * 2 * 10 * math.prod(a.shape[2:])
+    assert max(seen) == 200

@@ -15,10 +15,26 @@ import pytest
 from mednext_edge import cpu
 from mednext_edge.errors import MednextEdgeError, TargetUnavailableError
 from mednext_edge.ops import cuda_library
-from mednext_edge.ops.cuda_library import NO_KERNEL_IMAGE, SIGNATURES, CudaLibrary, DType, Layer, Pass
+from mednext_edge.ops.cuda_library import (
+    FEED_FORWARD,
+    NO_KERNEL_IMAGE,
+    SIGNATURES,
+    CudaLibrary,
+    DType,
+    FeedForward,
+    Layer,
+    Pass,
+)
 
 HEADER = (Path(__file__).parents[2] / "mednext_edge/csrc/include/mednext_cuda.h").read_text()
-C_TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "size_t": ctypes.c_size_t, "int": ctypes.c_int}
+C_TYPES = {
+    "int64_t": ctypes.c_int64,
+    "int32_t": ctypes.c_int32,
+    "size_t": ctypes.c_size_t,
+    "int": ctypes.c_int,
+    "float": ctypes.c_float,
+}
+STRUCTS: dict[str, type[ctypes.Structure]] = {"mednext_dwconv3d": Layer, "mednext_ffn": FeedForward}
 
 
 @pytest.fixture(autouse=True)
@@ -40,32 +56,38 @@ def test_constants_follow_the_header() -> None:
     assert f"1 .. {cuda_library.LARGEST_KERNEL}" in HEADER
 
 
-def test_struct_follows_the_header() -> None:
-    body = re.search(r"typedef struct \{(.*?)\} mednext_dwconv3d;", HEADER, re.DOTALL)
+@pytest.mark.parametrize("name", STRUCTS)
+def test_structs_follow_the_header(name: str) -> None:
+    body = re.search(rf"typedef struct \{{([^}}]*)\}} {name};", HEADER)
     assert body
     fields = re.sub(r"/\*.*?\*/", "", body.group(1), flags=re.DOTALL)
     declared = [
         (name, C_TYPES[kind])
-        for kind, names in re.findall(r"(int\d+_t) ([^;]+);", fields)
+        for kind, names in re.findall(r"(int\d+_t|float) ([^;]+);", fields)
         for name in names.split(", ")
     ]
-    assert list(Layer._fields_) == declared
+    assert list(STRUCTS[name]._fields_) == declared
+
+
+def arguments(declared: str) -> list[Any]:
+    """As ctypes names them."""
+    kinds: list[Any] = []
+    for argument in declared.split(","):
+        kind = re.sub(r"\s*\w+$", "", argument.strip().removeprefix("const "))
+        if kind.removesuffix("*") in STRUCTS:
+            kinds.append(ctypes.POINTER(STRUCTS[kind.removesuffix("*")]))
+        elif kind == "size_t*":
+            kinds.append(ctypes.POINTER(ctypes.c_size_t))
+        else:
+            kinds.append(ctypes.c_void_p if kind.endswith("*") else C_TYPES[kind])
+    return kinds
 
 
 def test_signatures_follow_the_header() -> None:
     declared = dict(re.findall(r"int mednext_dwconv3d_(\w+)\((.*?)\);", HEADER, re.DOTALL))
-    assert set(declared) == set(SIGNATURES)
-    for name, arguments in declared.items():
-        kinds: list[Any] = []
-        for argument in arguments.split(","):
-            kind = re.sub(r"\s*\w+$", "", argument.strip().removeprefix("const "))
-            if kind == "mednext_dwconv3d*":
-                kinds.append(ctypes.POINTER(Layer))
-            elif kind == "size_t*":
-                kinds.append(ctypes.POINTER(ctypes.c_size_t))
-            else:
-                kinds.append(ctypes.c_void_p if kind.endswith("*") else C_TYPES[kind])
-        assert kinds == list(SIGNATURES[name]), name
+    assert {name: arguments(text) for name, text in declared.items()} == {k: list(v) for k, v in SIGNATURES.items()}
+    others = dict(re.findall(r"int (mednext_ffn_\w+)\((.*?)\);", HEADER, re.DOTALL))
+    assert {name: arguments(text) for name, text in others.items()} == {"mednext_ffn_forward": list(FEED_FORWARD)}
 
 
 def test_the_named_library_comes_first(host_library: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,16 +131,17 @@ def test_another_library() -> None:
 
 
 def test_another_version(host_library: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_library, "ABI", cuda_library.ABI + 1)
-    with pytest.raises(MednextEdgeError, match=r"has interface 2, expected 3; reinstall"):
+    abi = cuda_library.ABI
+    monkeypatch.setattr(cuda_library, "ABI", abi + 1)
+    with pytest.raises(MednextEdgeError, match=rf"has interface {abi}, expected {abi + 1}; reinstall"):
         CudaLibrary(host_library.path)
 
 
 def test_every_refusal_of_the_library_has_words(host_library: CudaLibrary) -> None:
     codes = [int(code) for code in re.findall(r"MEDNEXT_E_\w+ = (-\d+)", HEADER)]
-    assert len(codes) == 8
-    words = {host_library._library.mednext_cuda_error(code) for code in codes}
-    assert len(words) == 8
+    assert codes == list(range(-1, -1 - len(codes), -1))
+    words = {host_library._library.mednext_cuda_error(code) for code in (0, *codes, -100)}
+    assert len(words) == len(codes) + 2
 
 
 def test_a_library_for_other_gpus_says_how_to_rebuild(
@@ -127,6 +150,13 @@ def test_a_library_for_other_gpus_says_how_to_rebuild(
     monkeypatch.setitem(host_library._functions, "forward", lambda *_: NO_KERNEL_IMAGE)
     with pytest.raises(MednextEdgeError, match=r"code 209.*\[1, 2, 3, 4, 5\], kernel 7, stride 1, BF16.*CUDA_ARCHS"):
         host_library.call("forward", Layer(1, 3, 4, 5, 2, 7, 1, 0, DType.BF16))
+
+
+def test_a_refusal_of_the_second_kernel_says_of_what(host_library: CudaLibrary) -> None:
+    layer = FeedForward(1, 3, 4, 5, 32, 40, 64, DType.BF16, 1e-5, 1, 1, 1, 1)
+    words = r"`ffn_forward` did not run \(code -\d.*\[1, 32, 3, 4, 5\], 40 hidden and 64 output channels, BF16"
+    with pytest.raises(MednextEdgeError, match=words):
+        host_library.feed_forward(layer, *(None,) * 12)
 
 
 def test_workspaces_grow_with_the_layer(host_library: CudaLibrary) -> None:
