@@ -1,0 +1,175 @@
+"""The depthwise convolutions and their gradients: which layers are checked and timed, by our kernels and PyTorch's."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpu import timing
+from mednext_edge.ops import depthwise3d as ops
+from mednext_edge.ops import depthwise3d_cuda
+
+LAST = torch.channels_last_3d
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": LAST}
+
+Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def torch_forward(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    return F.conv3d(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def torch_gradients(x: Tensor, weight: Tensor, y: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor, ...]:
+    """What autograd calls for F.conv3d."""
+    pad = [weight.shape[-1] // 2] * 3
+    sizes = [1] * 3, pad, [1] * 3, False, [0] * 3
+    grads = torch.ops.aten.convolution_backward(y, x, weight, None, *sizes, x.shape[1], [*wanted, False])
+    return tuple(g for g, want in zip(grads, wanted, strict=False) if want)
+
+
+def torch_statistics(x: Tensor, weight: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """The convolution and what an instance norm behind it takes of it; no less than float32."""
+    out = torch_forward(x, weight)
+    wide = out if out.dtype == torch.float64 else out.float()
+    var, mean = torch.var_mean(wide.flatten(2), 2, correction=0)
+    return out, mean, var * wide[0, 0].numel()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One pass, by our kernels and by PyTorch: (input, weight, output or its gradient) -> results."""
+
+    ours: Call
+    torchs: Call
+    stride: int = 1
+    transposed: bool = False
+
+    def output(self, n: int) -> int:
+        return 2 * n - 1 if self.transposed else (n - 1) // self.stride + 1
+
+
+OPERATIONS = {
+    "forward": Operation(
+        lambda x, w, y: (ops.convolution(x, w, None, 1),),
+        lambda x, w, y: (torch_forward(x, w),),
+    ),
+    "forward with statistics": Operation(
+        lambda x, w, y: depthwise3d_cuda.convolution_stats(x, w, None, 1), torch_statistics
+    ),
+    "stride 2": Operation(
+        lambda x, w, y: (ops.convolution(x, w, None, 2),),
+        lambda x, w, y: (torch_forward(x, w, 2),),
+        stride=2,
+    ),
+    "transposed": Operation(
+        lambda x, w, y: (ops.adjoint(x, w, None, y.shape[2:], 2),),
+        lambda x, w, y: (F.conv_transpose3d(x, w, None, 2, w.shape[-1] // 2, groups=x.shape[1]),),
+        stride=2,
+        transposed=True,
+    ),
+    "input gradient": Operation(
+        lambda x, w, y: (ops.adjoint(y, w, None, x.shape[2:], 1),),
+        lambda x, w, y: torch_gradients(x, w, y, (True, False)),
+    ),
+    "weight gradient": Operation(
+        lambda x, w, y: (ops.weight_gradient(x, y, w.shape[-1], 1),),
+        lambda x, w, y: torch_gradients(x, w, y, (False, True)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer: name of its operation, and the size of its input."""
+
+    operation: str
+    batch: int
+    channels: int
+    size: tuple[int, int, int]
+    kernel: int
+    dtype: torch.dtype
+
+    def draw(self, device: torch.device, layout: torch.memory_format = LAST) -> tuple[Tensor, ...]:
+        """Fresh random input, weight, and output gradient."""
+        out = [OPERATIONS[self.operation].output(n) for n in self.size]
+        x, y = (
+            torch.randn((self.batch, self.channels, *size), device=device, dtype=self.dtype).contiguous(
+                memory_format=layout
+            )
+            for size in (self.size, out)
+        )
+        weight = torch.randn((self.channels, 1, *(self.kernel,) * 3), device=device, dtype=self.dtype)
+        return x, weight / self.kernel**1.5, y
+
+    def ours(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return OPERATIONS[self.operation].ours(*inputs)
+
+    def torchs(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return OPERATIONS[self.operation].torchs(*inputs)
+
+    def terms(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.torchs(*(t.abs() for t in inputs))
+
+    @property
+    def elements(self) -> int:
+        """Of the tensors that must be read or written once: what enters and what leaves."""
+        output = (OPERATIONS[self.operation].output(n) for n in self.size)
+        return self.batch * self.channels * (math.prod(self.size) + math.prod(output))
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        return f"{self.operation} k{self.kernel} {str(self.dtype)[6:]} ({self.batch}, {self.channels}, {size})"
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+CHECKED = [
+    Case(name, batch, channels, size, kernel, dtype)
+    for name, kernel, dtype in itertools.product(OPERATIONS, (3, 5, 7, 9), DTYPES)
+    for batch, channels, size in (
+        (2, 3, (5, 7, 9)),
+        (1, 8, (1, 1, 1)),
+        (1, 32, (16, 17, 18)),
+        (2, 72, (33, 9, 8)),
+        (1, 20, (2, 70, 35)),
+    )
+]
+LEVELS = ((32, 128), (64, 64), (128, 32), (256, 16), (512, 8))
+"""(channels, side) of a 128^3 patch in MedNeXt."""
+TIMED = [
+    Case(name, 1, channels, (side,) * 3, kernel, dtype)
+    for (channels, side), dtype, kernel, name in itertools.product(
+        LEVELS, (torch.float16, torch.float32), (3, 5), OPERATIONS
+    )
+    if not (OPERATIONS[name].transposed and side == LEVELS[0][1])  # no layer doubles the full resolution
+]
+
+
+def measure(case: Case, device: torch.device, cache: int, bandwidth: float) -> dict[str, Any]:
+    """One row of the result."""
+    moved = case.elements * case.dtype.itemsize
+    copies = timing.copies_beyond(cache, moved)
+    inputs = {name: [case.draw(device, layout) for _ in range(copies)] for name, layout in LAYOUTS.items()}
+    calls: dict[str, Callable[[int], object]] = {
+        "ours": lambda i: case.ours(*inputs["channels-last"][i % copies]),
+        **{
+            f"torch {name}": lambda i, given=given: case.torchs(*given[i % copies])  # type: ignore[misc]
+            for name, given in inputs.items()
+        },
+    }
+    ms = timing.in_turns({name: timing.graph(call, device) for name, call in calls.items()})
+    best = min(time for name, time in ms.items() if name != "ours")
+    return {
+        **asdict(case),
+        "dtype": str(case.dtype)[6:],
+        "microseconds": {name: round(1e3 * time, 2) for name, time in ms.items()},
+        "times_faster_than_best_torch": round(best / ms["ours"], 2),
+        "percent_of_copy_bandwidth": round(100 * moved / ms["ours"] / 1e6 / bandwidth, 1),
+        "inputs_fit_in_cache": copies * moved < cache,
+    }

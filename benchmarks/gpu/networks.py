@@ -1,0 +1,119 @@
+"""Whole networks: inference and training steps, with our kernels and without, and their peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpu import timing
+from gpu.depthwise import LAST
+from mednext_edge.fusion.cuda_block import use_cuda_block
+from mednext_edge.fusion.cuda_depthwise import use_cuda_depthwise
+from mednext_edge.models.config import mednext_config
+from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.runtime.cuda_graph import capture
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a network in float16.
+
+    Attributes:
+        layout: of its images and weights.
+        ours: our operators in place of its blocks.
+        autocast: parameters stay float32, and autocast chooses the type of every operator; else everything is float16.
+        captured: as one CUDA graph.
+        compiled: through torch.compile in its mode max-autotune, which captures too.
+    """
+
+    layout: torch.memory_format = LAST
+    ours: bool = False
+    autocast: bool = True
+    captured: bool = False
+    compiled: bool = False
+
+
+EAGER = {"torch contiguous": Contender(torch.contiguous_format), "torch channels-last": Contender()}
+INFERENCE = {
+    "ours": Contender(ours=True, autocast=False, captured=True),
+    **EAGER,
+    "torch compiled": Contender(autocast=False, compiled=True),
+}
+TRAINING = {"ours": Contender(ours=True), **EAGER}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published variant at a patch, for inference or one step of training (forward and backward)."""
+
+    variant: str
+    kernel: int
+    batch: int
+    training: bool = False
+    patch: int = 128
+
+    def __str__(self) -> str:
+        what = "training step" if self.training else "inference"
+        return f"MedNeXt-{self.variant} k{self.kernel}, {self.batch} x {self.patch}^3, {what}"
+
+
+TIMED = [Network("S", 3, 1), Network("B", 5, 1), Network("B", 5, 2, training=True)]
+
+
+def prepared(network: Network, how: Contender, device: torch.device) -> Callable[[], None]:
+    """A network and its input on the device; each call is one inference, or one forward and backward pass."""
+    torch.manual_seed(0)
+    net = MedNeXt(mednext_config(network.variant, kernel=network.kernel)).train(network.training)
+    dtype = torch.float32 if how.autocast else torch.float16
+    net.to(device, dtype, memory_format=how.layout)  # type: ignore[call-overload]
+    if how.ours:
+        use_cuda_depthwise(net)
+        use_cuda_block(net)
+    shape = (network.batch, 1, *(network.patch,) * 3)
+    x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=how.layout)
+    run: nn.Module | Callable[..., torch.Tensor] = torch.compile(net, mode="max-autotune") if how.compiled else net
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.float16, enabled=how.autocast), torch.set_grad_enabled(network.training):
+            out = run(x)
+        if network.training:
+            net.zero_grad()
+            (out.float().square().mean() * 128).backward()
+
+    return step
+
+
+def measure(network: Network, device: torch.device) -> dict[str, Any]:
+    """One row of the result; a contender that does not fit is left out, and so is the row where that is ours."""
+    runs: dict[str, Callable[[], float]] = {}
+    peaks: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    for name, how in (TRAINING if network.training else INFERENCE).items():
+        try:
+            step = prepared(network, how, device)
+            step()
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            step()
+            if not how.compiled:  # what it keeps for its own graphs is no peak of a step
+                peaks[name] = round((torch.cuda.max_memory_allocated(device) - before) / 1e9, 3)
+            call = capture(step, device)[0] if how.captured else step
+            call()
+            runs[name] = lambda call=call: timing.elapsed(call, device)  # type: ignore[misc]
+        except torch.OutOfMemoryError as error:
+            left_out[name] = str(error).split(".")[0]
+            torch.cuda.empty_cache()
+    row: dict[str, Any] = {"network": str(network), "left_out": left_out}
+    if "ours" not in runs:
+        return row
+    ms = timing.in_turns(runs, rounds=5)
+    return row | {
+        "milliseconds": {name: round(time, 2) for name, time in ms.items()},
+        "times_faster": {name: round(time / ms["ours"], 2) for name, time in ms.items() if name != "ours"},
+        "peak_gb_above_weights": peaks,
+    }
