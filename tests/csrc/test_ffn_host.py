@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mednext_edge.ops.cuda_library import CudaLibrary
+from mednext_edge.ops.cuda_library import FEED_FORWARD, CudaLibrary, FeedForward
 from tests.csrc.kernels import TYPES, Guarded
 
 GELU_ERROR = 1.1e-6
@@ -22,21 +22,10 @@ HALVES = (torch.float16, torch.bfloat16)
 VECTORS = ("gamma", "beta", "b1", "b2")
 
 
-class Arguments(ctypes.Structure):
-    """`mednext_ffn` of the header."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "d", "h", "w")),
-        *((name, ctypes.c_int32) for name in ("channels", "hidden", "out", "dtype")),
-        ("eps", ctypes.c_float),
-        *((name, ctypes.c_int64) for name in ("stride_n", "stride_d", "stride_h", "stride_w")),
-    )
-
-
-def call(host: CudaLibrary, arguments: Arguments | None, pointers: list[int | None]) -> int:
+def call(host: CudaLibrary, arguments: FeedForward | None, pointers: list[int | None]) -> int:
     """What `mednext_ffn_forward` returns; the pointers without the stream."""
     function = ctypes.CDLL(str(host.path)).mednext_ffn_forward
-    function.argtypes = [ctypes.POINTER(Arguments), *[ctypes.c_void_p] * 12]
+    function.argtypes = FEED_FORWARD
     return int(function(None if arguments is None else ctypes.byref(arguments), *pointers, None))
 
 
@@ -91,7 +80,7 @@ class Case:
             # With the strides of y, of which the padding must not be read.
             residual = whole if alias else Guarded(tuple(whole.tensor.shape), self.dtype)
             residual.tensor[inside] = self.residual
-        arguments = Arguments(n, *size, c, hidden, out, TYPES[self.dtype], self.eps, *y.stride()[:4])
+        arguments = FeedForward(n, *size, c, hidden, out, TYPES[self.dtype], self.eps, *y.stride()[:4])
         vectors = {k: None if v is None else Guarded.of(v, torch.float32) for k, v in self.vectors.items()}
         tensors = {
             "a": Guarded.of(self.a, self.dtype),
@@ -275,14 +264,14 @@ WIDE = (0, 5, 7, 9, 10)
 def test_layers_that_cannot_be(host: CudaLibrary, change: dict[str, int], expected: int) -> None:
     memory = torch.full((4096,), torch.nan)
     assert memory.data_ptr() % 16 == 0
-    assert call(host, Arguments(**(GOOD | change)), [memory.data_ptr()] * 11) == expected
+    assert call(host, FeedForward(**(GOOD | change)), [memory.data_ptr()] * 11) == expected
     assert memory.isnan().all()
 
 
 def test_strides_of_axes_with_one_voxel_do_not_matter(host: CudaLibrary) -> None:
     case = Case((1, 1, 1, 3), (32, 32, 32), torch.float16)
     y = torch.full((3, 32), torch.nan, dtype=torch.float16)
-    arguments = Arguments(1, 1, 1, 3, 32, 32, 32, TYPES[torch.float16], case.eps, 1, 0, -5, 32)
+    arguments = FeedForward(1, 1, 1, 3, 32, 32, 32, TYPES[torch.float16], case.eps, 1, 0, -5, 32)
     tensors = (case.a, case.mean, case.moment, *(case.vectors[k] for k in ("gamma", "beta")))
     tensors += (case.w1, case.vectors["b1"], case.w2, case.vectors["b2"], case.residual, y)
     assert call(host, arguments, [t.data_ptr() for t in tensors if t is not None]) == 0
@@ -298,5 +287,5 @@ def test_pointers_that_cannot_be(host: CudaLibrary) -> None:
             if expected == 0:
                 continue
             pointers = [*good[:index], wrong, *good[index + 1 :]]
-            assert call(host, Arguments(**GOOD), pointers) == expected, (index, wrong)
+            assert call(host, FeedForward(**GOOD), pointers) == expected, (index, wrong)
     assert memory.isnan().all()
