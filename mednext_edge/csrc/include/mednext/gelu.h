@@ -6,9 +6,9 @@
 // clamp, free in the instruction that adds 1/2, then turns into exactly 0 or 1. With degree 10 the error is 3.8e-6.
 //
 // Largest absolute error over all floats in [-30, 30], rounding included: 1.05e-6 (at 4.3626); beyond them the result
-// is x or -0. Not-a-number stays; -infinity gives not-a-number as in PyTorch. Cost: 15 instructions a value, 13 FMA, the
-// clamped one and a multiplication. All are rounded alike on a GPU and on a processor, so the error is known without a
-// GPU; of the GPU's own exponential and tanh it would not be.
+// is x or -0. Not-a-number stays; -infinity gives not-a-number as in PyTorch. Cost: 15 instructions a value, 13 FMA,
+// the clamped one and a multiplication. All are rounded alike on a GPU and on a processor, so the error is known
+// without a GPU; of the GPU's own exponential and tanh it would not be.
 #pragma once
 
 #include <cmath>
