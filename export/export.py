@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mednext_edge.bundle import BundleWriter, Gate, InputSpec, Manifest, OutputSpec
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.errors import UsageError
 
 # Importing a target's file puts it into the table.
-from mednext_edge.export import onnx, openvino, tensorrt  # noqa: F401
+from mednext_edge.export import onnx as _onnx  # noqa: F401
+from mednext_edge.export import openvino as _openvino  # noqa: F401
+from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, silent
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import CalibrationSet, calibration_patch, default_count, draw
+from mednext_edge.quantize.calibration import CalibrationSet, default_count, draw
+from mednext_edge.quantize.kinds import KINDS
+
+if TYPE_CHECKING:
+    import onnx
 
 Check = Callable[[Path, Manifest], Gate]
 """Given a finished but unpublished bundle; may add reports to it and returns the outcome of its gate."""
@@ -31,6 +39,7 @@ def export(
     patch: tuple[int, ...] | None = None,
     dynamic: bool = False,
     force: bool = False,
+    int8_layers: tuple[str, ...] = (),
     build: BuildOptions | None = None,
     check: Check | None = None,
     progress: Progress = silent,
@@ -47,6 +56,7 @@ def export(
         patch: spatial size of the engine's input; None takes the task's.
         dynamic: let the engine take any multiple of the network's divisor.
         force: replace an existing bundle.
+        int8_layers: kinds of layer to quantise, names in `quantize.kinds.KINDS`; empty leaves the choice to the target.
         build: what the builders of NVIDIA's targets are told.
         check: called on the finished bundle before it is published.
         progress: told of calibration and build, as (what, steps done, steps in all).
@@ -55,25 +65,31 @@ def export(
         The folder of the bundle.
 
     Raises:
-        UnknownNameError: no such target or precision.
+        UnknownNameError: no such target, precision or kind of layer.
         UsageError: an unusable patch, INT8 without calibration data, options of another target, or `out` is taken.
         TargetUnavailableError: the target's package is not installed.
         ExportError: a library refuses the network.
     """
+    from mednext_edge.export.graph import to_onnx
+
     entry, precision = target_of(target, precision)
     build = build or BuildOptions()
     check_build(target, precision, build, dynamic)
+    check_kinds(int8_layers, precision)
     size = check_sizes(model, patch, build)
     patches = None
-    if precision == "int8" or (precision in entry.inspects and calibration is not None):
+    if precision == "int8" or (precision in entry.half and calibration is not None):
         patches = _calibration(model, size, calibration)
     # INT8 for transposed convolutions exists in their parity form alone.
-    parity = ("parity",) if "transposed" in build.int8_layers else ()
+    parity = ("parity",) if "transposed" in int8_layers else ()
     deploy = fuse(model, optional=(*entry.rewrites, *parity))
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
         dynamic = dynamic or entry.open_size or build.range is not None
-        engine = entry.write(Job(deploy, precision, size, dynamic, patches, build, progress), folder)
+        graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
+        if patches is not None:
+            graph = _quantized(graph, deploy, entry, precision, patches, int8_layers, progress)
+        engine = entry.write(Job(deploy, graph, precision, size, build, progress), folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
         layout = "NC" + "DHW"[-len(size) :]
@@ -145,8 +161,7 @@ def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | Ca
     if given is None:
         raise UsageError("INT8 needs images to calibrate on; give --calib DATA (in Python: calibration=dataset)")
     if isinstance(given, Dataset):
-        size = calibration_patch(model, patch)
-        return draw(given.training, model.task, default_count(size), patch=size)
+        return draw(given.training, model.task, default_count(patch), patch=patch)
     channels, divisor = model.task.model.in_channels, patch_divisor(model)
     shapes = {p.shape for p in given.patches}
     fits = [
@@ -158,6 +173,33 @@ def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | Ca
             f"[1, {channels}, ...] whose {len(patch)} spatial sides are multiples of {divisor}"
         )
     return given
+
+
+def _quantized(
+    graph: onnx.ModelProto,
+    deploy: LoadedModel,
+    entry: Target,
+    precision: str,
+    patches: CalibrationSet,
+    kinds: tuple[str, ...],
+    progress: Progress,
+) -> onnx.ModelProto:
+    """What calibration patches have to say: INT8 is written into the graph, and float16 must hold every activation."""
+    from mednext_edge.export.graph import fix_size, to_onnx
+    from mednext_edge.quantize.headroom import check_headroom
+    from mednext_edge.quantize.ptq import calibrate
+
+    window = tuple(patches.patches[0].shape[2:])
+    given = tuple(dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)[2:]
+    if not any(given):
+        fixed = fix_size(graph, window)
+    else:
+        fixed = graph if window == given else to_onnx(deploy, window, half=precision in entry.half)
+    if precision != "int8":
+        check_headroom(fixed, patches, partial(progress, "check float16"))
+        return graph
+    plan = calibrate(fixed, deploy.net, patches, entry.flavour, kinds=kinds, progress=partial(progress, "calibrate"))
+    return plan.apply(graph)
 
 
 def target_of(name: str, precision: str | None) -> tuple[Target, str]:
@@ -195,3 +237,16 @@ def check_build(target: str, precision: str, build: BuildOptions, dynamic: bool)
     elif build != BuildOptions():
         others = ", ".join(name for name, entry in TARGETS.items() if entry.check is not None)
         raise UsageError(f"found options for NVIDIA's builders with target {target}; they belong to {others}")
+
+
+def check_kinds(kinds: tuple[str, ...], precision: str) -> None:
+    """Refuse kinds of layer to quantise that are not known, or that nothing is quantised for.
+
+    Raises:
+        UnknownNameError: no such kind, with the closest match.
+        UsageError: the precision is not INT8.
+    """
+    if kinds and precision != "int8":
+        raise UsageError(f"found --int8-layers with precision {precision}; it belongs to --int8")
+    for kind in kinds:
+        KINDS[kind]

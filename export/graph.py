@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import io
@@ -71,8 +72,8 @@ def to_onnx(
         raise ExportError(f"torch.onnx cannot export this network: {error}") from error
     assert program is not None
     graph = program.model_proto
+    _name_layers(graph.graph)
     _forget_traces(graph.graph)
-    _name_convolutions(graph.graph)
     onnx.helper.set_model_props(graph, {"mednext_edge.task": model.task.model_dump_json()})
     return graph
 
@@ -89,12 +90,16 @@ def fix_size(graph: onnx.ModelProto, patch: tuple[int, ...]) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(fixed)
 
 
-def _name_convolutions(graph: onnx.GraphProto) -> None:
-    """Give every convolution the name of its layer, which reports of graphs and engines then speak of."""
+def _name_layers(graph: onnx.GraphProto) -> None:
+    """Give every convolution and norm the name of its layer, which reports of graphs and engines then speak of."""
     weights = {init.name for init in graph.initializer}
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights:
             node.name = node.input[1].removesuffix(".weight")
+        elif node.op_type == "InstanceNormalization":
+            noted = {prop.key: prop.value for prop in node.metadata_props}
+            # From the network down to the operator itself; the last but one is the module that called it.
+            *_, node.name, _ = ast.literal_eval(noted["pkg.torch.onnx.name_scopes"])
 
 
 def _forget_traces(graph: onnx.GraphProto) -> None:

@@ -15,11 +15,11 @@ from mednext_edge.errors import AccuracyGateError, DataError, TargetUnavailableE
 from mednext_edge.evaluation.gate import GateResult
 from mednext_edge.evaluation.metrics import METRICS
 from mednext_edge.evaluation.report import Report
-from mednext_edge.export.export import check_build, check_sizes, export, target_of
+from mednext_edge.export.export import check_build, check_kinds, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import FLOAT_PATCHES, calibration_patch, default_count, draw
+from mednext_edge.quantize.calibration import FLOAT_PATCHES, default_count, draw
 from mednext_edge.task import Frozen, Task
 
 # Demo models whose images come with the package.
@@ -34,6 +34,7 @@ class ExportRequest:
         calib, validate: data sets; for a demo model whose data is at hand they default to it.
         precision: None takes the target's first.
         max_drop: largest drop of `metric` against FP32, as a fraction of 1.
+        int8_layers: kinds of layer to quantise; empty leaves the choice to the target.
         build: what the builders of NVIDIA's targets are told.
         dry_run: check everything, write nothing.
     """
@@ -50,6 +51,7 @@ class ExportRequest:
     out: Path | None = None
     force: bool = False
     dynamic: bool = False
+    int8_layers: tuple[str, ...] = ()
     build: BuildOptions = field(default_factory=BuildOptions)
     dry_run: bool = False
 
@@ -100,6 +102,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     entry, precision = target_of(request.target, request.precision)
     request = replace(request, precision=precision)
     check_build(request.target, precision, request.build, request.dynamic)
+    check_kinds(request.int8_layers, precision)
     _ = METRICS[request.metric]
     progress("load", 0, 1)
     model = load(request.checkpoint)
@@ -107,14 +110,13 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     patch = check_sizes(model, request.patch, request.build)
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
-    calibration, cases = _data(request, model, precision in entry.inspects)
-    window = calibration_patch(model, patch)
-    samples = request.calib_samples or (default_count(window) if precision == "int8" else FLOAT_PATCHES)
+    calibration, cases = _data(request, model, precision == "int8" or precision in entry.half)
+    samples = request.calib_samples or (default_count(patch) if precision == "int8" else FLOAT_PATCHES)
     plan = {
         "checkpoint": f"{request.checkpoint} ({model.task.model.family} {model.task.model.variant})",
         "target": f"{request.target} {precision}",
         "patch": _size(patch) + (" (dynamic)" if request.dynamic else ""),
-        "calibration": f"{samples} patches of {_size(window)} from {calibration.name}" if calibration else "none",
+        "calibration": f"{samples} patches of {_size(patch)} from {calibration.name}" if calibration else "none",
         "validation": f"{len(cases)} cases" if cases else "none",
         "out": str(out),
     }
@@ -127,7 +129,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             calibration.training,
             model.task,
             samples,
-            patch=window,
+            patch=patch,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
     proof = Proof(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
@@ -141,6 +143,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         patch=patch,
         dynamic=request.dynamic,
         force=request.force,
+        int8_layers=request.int8_layers,
         build=request.build,
         check=proof.check,
         progress=progress,

@@ -11,6 +11,7 @@ from mednext_edge.errors import ExportError
 from mednext_edge.evaluation.report import Layers
 from mednext_edge.export.placement import placement
 from mednext_edge.export.targets import TARGETS, Job, Target
+from mednext_edge.quantize.flavour import CPU
 from mednext_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -25,25 +26,9 @@ def write(job: Job, folder: Path) -> Engine:
     """Write `model.onnx` and check it.
 
     Raises:
-        ExportError: the graph cannot be made, or `onnx.checker` refuses it.
+        ExportError: `onnx.checker` refuses it.
     """
-    from mednext_edge.export.graph import INPUT, fix_size, to_onnx
-
-    # Calibration patches may be smaller than the engine's.
-    open_size = job.dynamic or job.calibration is not None
-    graph = to_onnx(job.model, job.patch, dynamic=open_size, half=job.precision == "fp16")
-    if job.calibration is not None:
-        from mednext_edge.quantize.ptq import quantize
-
-        graph = quantize(
-            graph,
-            job.calibration,
-            input_name=INPUT,
-            progress=lambda done, total: job.progress("calibrate", done, total),
-        )
-        if not job.dynamic:
-            graph = fix_size(graph, job.patch)
-    save(graph, folder / FILE)
+    save(job.graph, folder / FILE)
     return Engine(file=FILE, provider="onnxruntime", provider_version=version("onnxruntime"))
 
 
@@ -78,5 +63,7 @@ TARGETS.add(
         rewrites=(),
         write=write,
         layers=layers,
+        flavour=CPU,
+        half=("fp16",),
     ),
 )

@@ -11,46 +11,26 @@ from mednext_edge.bundle import Engine
 from mednext_edge.errors import ExportError
 from mednext_edge.evaluation.report import Fallback, Layers
 from mednext_edge.export.targets import TARGETS, Job, Target
+from mednext_edge.quantize.flavour import CPU
 from mednext_edge.runtime.session import Session
 
 FILE = "model.xml"
-# The CPU plugin's INT8 sum of a block and its residual is far off the sum of the two quantised tensors (OpenVINO
-# 2026.4, AVX2: cosine of the logits to FP32 0.94 instead of 0.996), and no faster than the one in FP32.
-FLOAT_OPERATORS = ("Add",)
 
 
 def write(job: Job, folder: Path) -> Engine:
     """Write `model.xml` and `model.bin`.
 
     Raises:
-        ExportError: the graph cannot be made or converted.
+        ExportError: OpenVINO cannot convert the graph.
     """
     import openvino as ov
 
     from mednext_edge.export.depth_to_space import use_depth_to_space
-    from mednext_edge.export.early_quantizers import quantize_early
-    from mednext_edge.export.graph import INPUT, to_onnx
 
-    graph = to_onnx(job.model, job.patch, dynamic=True)
     try:
-        # Unlike `read_model`, this folds constants: NNCF recognises a bias, which it corrects, as a constant only.
-        model = ov.convert_model(io.BytesIO(graph.SerializeToString()))
+        # Unlike `read_model`, this folds constants.
+        model = ov.convert_model(io.BytesIO(job.graph.SerializeToString()))
         use_depth_to_space(model)
-        if job.calibration is not None:
-            from mednext_edge.quantize.ptq import quantize
-
-            open_shape = model.inputs[0].partial_shape
-            # NNCF infers while it collects ranges, and a static graph is several times faster at that.
-            model.reshape(list(job.calibration.patches[0].shape))
-            model = quantize(
-                model,
-                job.calibration,
-                input_name=INPUT,
-                float_operators=FLOAT_OPERATORS,
-                progress=lambda done, total: job.progress("calibrate", done, total),
-            )
-            model.reshape(open_shape)
-            quantize_early(model)
         ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert this network: {error}") from error
@@ -93,6 +73,7 @@ TARGETS.add(
         rewrites=("parity",),
         write=write,
         layers=layers,
+        flavour=CPU,
         open_size=True,
     ),
 )

@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mednext_edge.bundle import Engine, Manifest
 from mednext_edge.evaluation.report import Layers
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.nvidia.recipe import HardwareCompatibility
-from mednext_edge.quantize.calibration import CalibrationSet
+from mednext_edge.quantize.flavour import Flavour
 from mednext_edge.registry import Registry, unknown_name
 from mednext_edge.runtime.session import Session
+
+if TYPE_CHECKING:
+    import onnx
 
 Progress = Callable[[str, int, int], None]
 """Told of progress: (what is being done, steps done, steps in all; 0 in all means not known)."""
@@ -39,8 +43,6 @@ class BuildOptions:
         optimization_level: 0..5; None is the builder's default.
         hardware_compatibility: on which other GPUs the engine runs.
         version_compatible: the engine runs in newer releases of the same major version.
-        int8_layers: kinds of convolution to quantise, names in `quantize.kinds.KINDS`; empty leaves the choice to the
-            target.
     """
 
     archs: tuple[str, ...] = ()
@@ -50,7 +52,6 @@ class BuildOptions:
     optimization_level: int | None = None
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
-    int8_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,17 @@ class Job:
 
     Attributes:
         model: in deploy form.
+        graph: the network in the precision, with INT8 written into it.
         precision: one of the target's.
         patch: spatial size, multiples of the network's divisor.
-        dynamic: leave the spatial size open; `patch` is then the size it was checked at.
-        calibration: patches of that size or a smaller one; None where none are needed or at hand.
         build: for NVIDIA's targets.
         progress: told of calibration and build.
     """
 
     model: LoadedModel
+    graph: onnx.ModelProto
     precision: str
     patch: tuple[int, ...]
-    dynamic: bool = False
-    calibration: CalibrationSet | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
     progress: Progress = silent
 
@@ -92,7 +91,9 @@ class Target:
         layers: in which precision the layers of an opened engine run, given the one asked for.
         check: for targets of NVIDIA's builders: refuses `BuildOptions` that they cannot follow, before the work begins;
             None for targets that take none.
-        inspects: precisions for which calibration patches are looked at where they are at hand; `int8` needs them.
+        half: precisions whose graph computes in float16; calibration patches, where they are at hand, show whether it
+            can hold every activation.
+        flavour: how its engines want INT8.
         stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """
 
@@ -103,9 +104,10 @@ class Target:
     rewrites: tuple[str, ...]
     write: Callable[[Job, Path], Engine]
     layers: Callable[[Session, Path], Layers]
+    flavour: Flavour
     open_size: bool = False
+    half: tuple[str, ...] = ()
     check: Callable[[BuildOptions, str], None] | None = None
-    inspects: tuple[str, ...] = ("int8",)
     stand_in: Callable[[Path, Manifest], Session] | None = None
 
     def check_precision(self, name: str, precision: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mednext_edge.bundle import Engine, Manifest, Plan
-from mednext_edge.errors import ExportError, TargetUnavailableError, UsageError
+from mednext_edge.errors import TargetUnavailableError, UsageError
 from mednext_edge.evaluation.report import Fallback, Layers
 from mednext_edge.export.placement import placement
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target
@@ -23,24 +23,16 @@ from mednext_edge.nvidia.devices import CudaDevice, find_device
 from mednext_edge.nvidia.providers import PROVIDERS, Provider
 from mednext_edge.nvidia.recipe import RECIPE, BuildRecipe
 from mednext_edge.nvidia.trtexec import command
-from mednext_edge.registry import unknown_name
+from mednext_edge.quantize.flavour import NVIDIA
 from mednext_edge.runtime.session import Session
 
 if TYPE_CHECKING:
-    import onnx
-
     from mednext_edge.nvidia.inspect import EngineLayer
 
 GRAPH, PLAN = "model.onnx", "model.plan"
 COMMAND = "build.txt"
 """The recipe as a line for NVIDIA's own command-line tool, for devices without Python."""
 NOT_BUILT = "not built"
-INT8_LAYERS = ("pointwise",)
-"""Kinds of convolution that become INT8 unless others are named.
-
-They hold nine of ten multiplications of a MedNeXt with kernel 3. For 3-D depthwise and transposed convolutions
-TensorRT has no INT8 kernel, or one that is slower than float16 (its issues 1198, 1409, 2125, 4668).
-"""
 
 
 def write_local(job: Job, folder: Path) -> Engine:
@@ -154,14 +146,10 @@ def local_device() -> bool:
 
 def _write_graph(job: Job, folder: Path, provider: Provider) -> BuildRecipe:
     """Write `model.onnx` and `build.json`."""
-    from mednext_edge.export.graph import INPUT, to_onnx
+    from mednext_edge.export.graph import INPUT
     from mednext_edge.export.onnx import save
 
-    size_open = job.build.range is not None
-    graph = to_onnx(job.model, job.patch, dynamic=size_open, half=job.precision != "fp32")
-    if job.calibration is not None:
-        graph = _from_patches(job, graph)
-    save(graph, folder / GRAPH)
+    save(job.graph, folder / GRAPH)
     low, high = job.build.range or (job.patch, job.patch)
     recipe = BuildRecipe(
         provider=provider.name,
@@ -197,35 +185,6 @@ def _archs(asked: tuple[str, ...], provider: Provider) -> tuple[str, ...]:
     if provider.cross:
         return check_archs(asked or PORTABLE, provider.load(), provider)
     return tuple(dict.fromkeys(map(normalize, asked)))
-
-
-def _from_patches(job: Job, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """What calibration patches have to say: INT8 is written into the graph, and float16 must hold every activation."""
-    from mednext_edge.export.graph import to_onnx
-    from mednext_edge.quantize.headroom import Headroom, check_headroom
-    from mednext_edge.quantize.kinds import layers as layers_of
-    from mednext_edge.quantize.observe import observe
-    from mednext_edge.quantize.qdq import insert
-    from mednext_edge.quantize.ranges import Ranges
-
-    assert job.calibration is not None
-    window = tuple(job.calibration.patches[0].shape[2:])
-    half = graph if window == job.patch and job.build.range is None else to_onnx(job.model, window, half=True)
-    if job.precision != "int8":
-        check_headroom(half, job.calibration, partial(job.progress, "check float16"))
-        return graph
-    kinds = job.build.int8_layers or INT8_LAYERS
-    chosen = {layer.name: layer for layer in layers_of(job.model.net) if layer.kind in kinds and layer.quantizable}
-    if not chosen:
-        raise ExportError(f"this network has no convolution of the kinds {', '.join(kinds)} to quantise")
-    headroom, ranges = Headroom(half), Ranges(half, chosen.values())
-    # One pass for both.
-    both = (*headroom.tensors, *ranges.tensors)
-    for values in observe(headroom.graph, both, job.calibration, partial(job.progress, "calibrate")):
-        headroom.see(values)
-        ranges.see(values)
-    headroom.check()
-    return insert(graph, chosen, ranges.result())
 
 
 def layers(session: Session, file: Path) -> Layers:
@@ -267,7 +226,6 @@ def _stands_in(layer: EngineLayer, graph: Layers) -> bool:
 
 def check_local(options: BuildOptions, precision: str) -> None:
     """Raises UsageError or UnknownNameError for options that TensorRT cannot follow, here or on any device."""
-    _check_kinds(options, precision)
     if len(_archs(options.archs, PROVIDERS["tensorrt"])) > 1:
         raise UsageError(
             f"found --gpu-arch {','.join(options.archs)}; TensorRT builds for the GPU of the device alone. "
@@ -279,7 +237,6 @@ def check_local(options: BuildOptions, precision: str) -> None:
 
 def check_cross(options: BuildOptions, precision: str) -> None:
     """Raises as `check_local`, or TargetUnavailableError without TensorRT for RTX."""
-    _check_kinds(options, precision)
     if options.defer:
         raise UsageError("found --defer-build; --target trt-rtx builds on any machine, leave it out")
     if options.hardware_compatibility != "none" or options.version_compatible:
@@ -288,16 +245,6 @@ def check_cross(options: BuildOptions, precision: str) -> None:
             "compiled for the GPU when they are opened. Name every architecture with --gpu-arch"
         )
     _archs(options.archs, PROVIDERS["tensorrt-rtx"])
-
-
-def _check_kinds(options: BuildOptions, precision: str) -> None:
-    from mednext_edge.quantize.kinds import KINDS
-
-    if options.int8_layers and precision != "int8":
-        raise UsageError(f"found --int8-layers with precision {precision}; it belongs to --int8")
-    for kind in options.int8_layers:
-        if kind not in KINDS:
-            raise unknown_name("layer kind", kind, KINDS)
 
 
 def stand_in(folder: Path, manifest: Manifest) -> Session:
@@ -320,7 +267,8 @@ TARGETS.add(
         write=write_local,
         layers=layers,
         check=check_local,
-        inspects=("int8", "fp16"),
+        flavour=NVIDIA,
+        half=("fp16", "int8"),
         stand_in=stand_in,
     ),
 )
@@ -335,7 +283,8 @@ TARGETS.add(
         write=write_cross,
         layers=layers,
         check=check_cross,
-        inspects=("int8", "fp16"),
+        flavour=NVIDIA,
+        half=("fp16", "int8"),
         stand_in=stand_in,
     ),
 )

@@ -1,28 +1,23 @@
 """Calibration patches: what the engine will see, drawn from the user's own images.
 
-Patches have the shape of the sliding window, or that of a smaller window where the network is large, and
-come from preprocessed images; every case is represented before one is used twice, and two thirds of the
-patches are centred on a foreground voxel, so that the rare classes take part in the ranges.
+Patches have the shape of the sliding window and come from preprocessed images; every case is represented before
+one is used twice, and two thirds of the patches are centred on a foreground voxel, so that the rare classes take
+part in the ranges.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from mednext_edge.data.dataset import Case
 from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import DataError
-from mednext_edge.models.families import FAMILIES
-from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.task import Task
 
 Array = NDArray[np.float32]
@@ -31,8 +26,6 @@ FOREGROUND = 2 / 3
 VOXELS, FEWEST, MOST = 2**23, 8, 32
 FLOAT_PATCHES = 4
 """How many patches show whether float16 holds every activation."""
-# Ranges are collected with every activation in memory at once (NNCF 3.4 on OpenVINO 2026.4: 17 GB at 128^3 for S k3).
-MEMORY = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -49,40 +42,6 @@ class CalibrationSet:
 def default_count(patch: Sequence[int]) -> int:
     """How many patches to calibrate on when the user does not say."""
     return min(MOST, max(FEWEST, VOXELS // math.prod(patch)))
-
-
-def calibration_patch(model: LoadedModel, patch: tuple[int, ...]) -> tuple[int, ...]:
-    """The patch to calibrate on: the engine's own, shrunk along its longest side until 4 GiB hold its activations.
-
-    Args:
-        model: in training or deploy form.
-        patch: spatial size of the engine's input.
-    """
-    spec = model.task.model
-    divisor = FAMILIES[spec.family].divisor(spec)
-    probe = (4 * divisor,) * spec.spatial_dims
-    most = MEMORY / (activation_bytes(model.net, (1, spec.in_channels, *probe)) / math.prod(probe))
-    size = list(patch)
-    while math.prod(size) > most and max(size) > 2 * divisor:
-        size[size.index(max(size))] -= divisor
-    return tuple(size)
-
-
-def activation_bytes(net: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes of all outputs of the network's layers in float32, for an input of this shape; nothing is computed."""
-    total = 0
-
-    def count(module: nn.Module, args: object, output: Tensor) -> None:
-        nonlocal total
-        total += 4 * output.numel()
-
-    copied = copy.deepcopy(net).to("meta")
-    for module in copied.modules():
-        if not any(module.children()):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        copied(torch.empty(tuple(shape), device="meta"))
-    return total
 
 
 def draw(

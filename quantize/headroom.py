@@ -7,7 +7,6 @@ So the graph is followed in float32, where nothing overflows and the numbers the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ from onnx import numpy_helper, shape_inference
 
 from mednext_edge.errors import ExportError
 from mednext_edge.quantize.calibration import FLOAT_PATCHES, CalibrationSet
-from mednext_edge.quantize.observe import Array, observe
+from mednext_edge.quantize.observe import Seen, observe
 
 LARGEST = float(np.finfo(np.float16).max)
 # Between patches of one data set the largest value varies by less than 2; another scanner may double it again.
@@ -41,7 +40,7 @@ class Headroom:
         graph: the float16 graph, of the patches' shape; what it computes in float32 is not looked at.
 
     Attributes:
-        graph: the same with its extremes beside it; `tensors` are their names, to be observed.
+        tensors: names of those whose extremes are to be observed.
 
     Raises:
         ExportError: a weight is larger than float16 can hold.
@@ -52,18 +51,14 @@ class Headroom:
             if init.data_type == onnx.TensorProto.FLOAT16:
                 value = float(np.abs(numpy_helper.to_array(init).astype(np.float32)).max(initial=0.0))
                 _refuse_large(f"the weights {init.name}", value, LARGEST)
-        self.graph, self._extremes = _with_extremes(graph)
-        self.tensors = tuple(name for pair in self._extremes.values() for name in pair)
+        self.tensors = _halves(graph)
         self._peak = Peak("", 0.0)
 
-    def see(self, values: Mapping[str, Array]) -> None:
-        """Take the values of `tensors` for one patch."""
-        for tensor, (low, high) in self._extremes.items():
-            value = max(-float(values[low]), float(values[high]))
-            if not math.isfinite(value):
-                value = math.inf  # a NaN comes from an infinity
-            if value > self._peak.value:
-                self._peak = Peak(tensor, value)
+    def see(self, values: Mapping[str, Seen]) -> None:
+        """Take what `tensors` hold for one patch."""
+        for tensor in self.tensors:
+            if values[tensor].peak > self._peak.value:
+                self._peak = Peak(tensor, values[tensor].peak)
 
     def check(self) -> Peak:
         """The largest activation.
@@ -90,33 +85,22 @@ def check_headroom(
     """
     headroom = Headroom(graph)
     few = replace(calibration, patches=calibration.patches[:FLOAT_PATCHES])
-    for values in observe(headroom.graph, headroom.tensors, few, progress):
+    for values in observe(graph, few, extremes=headroom.tensors, progress=progress):
         headroom.see(values)
     return headroom.check()
 
 
-def _with_extremes(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
-    """The graph with the smallest and the largest value of float16 tensors beside it, and their names by tensor."""
-    watched = shape_inference.infer_shapes(graph)
+def _halves(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """The float16 tensors whose values are not another's."""
+    inferred = shape_inference.infer_shapes(graph).graph
     halves = {
         value.name
-        for value in (*watched.graph.value_info, *watched.graph.output)
+        for value in (*inferred.value_info, *inferred.output)
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     }
-    names = {}
-    for node in list(watched.graph.node):
-        if node.op_type in SHRINKING:
-            continue
-        for tensor in node.output:
-            if tensor in halves:
-                names[tensor] = low, high = f"{tensor}_min", f"{tensor}_max"
-                watched.graph.node.extend(
-                    [
-                        onnx.helper.make_node("ReduceMin", [tensor], [low], keepdims=0),
-                        onnx.helper.make_node("ReduceMax", [tensor], [high], keepdims=0),
-                    ]
-                )
-    return watched, names
+    return tuple(
+        name for node in graph.graph.node if node.op_type not in SHRINKING for name in node.output if name in halves
+    )
 
 
 def _refuse_large(what: str, value: float, limit: float) -> None:

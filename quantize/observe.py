@@ -1,19 +1,123 @@
-"""A float graph run over calibration patches with some of its inner tensors as outputs, in float32."""
+"""A float graph run over calibration patches, and what its inner tensors hold: extremes, means, samples.
+
+All of it is computed inside the graph, so that no inner tensor leaves it: memory stays that of inference.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from mednext_edge.errors import ExportError
 from mednext_edge.quantize.calibration import CalibrationSet
 
 Array = NDArray[np.float32]
+
+# Values of one tensor of one patch that enter a sample, at least where it has so many, and fewer than twice as many.
+SAMPLED = 2**18
+EXTREMES = ("/low", "/high")
+EVERY = (*EXTREMES, "/mean", "/sample")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tensor [1, C, ...] holds for one patch.
+
+    Attributes:
+        low, high: its extremes.
+        mean: [C], over the voxels; None where only the extremes were asked for.
+        sample: evenly spread values, fewer than 2^19 of them; None as `mean`.
+    """
+
+    low: float
+    high: float
+    mean: Array | None = None
+    sample: Array | None = None
+
+    @property
+    def peak(self) -> float:
+        """The largest absolute value; infinite for anything that is not finite."""
+        value = max(-self.low, self.high)
+        finite = np.isfinite([self.low, self.high]).all() and (self.mean is None or np.isfinite(self.mean).all())
+        return value if finite else float("inf")
+
+
+def observe(
+    graph: onnx.ModelProto,
+    calibration: CalibrationSet,
+    *,
+    extremes: Iterable[str] = (),
+    samples: Iterable[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[dict[str, Seen]]:
+    """For every patch what the named tensors hold.
+
+    ONNX Runtime computes a fused network several times as fast as PyTorch does on a CPU.
+
+    Args:
+        graph: float32 or float16, with one input of the patches' shape.
+        calibration: patches.
+        extremes: names of tensors to know the extremes of.
+        samples: names of tensors to know all of; they may be among `extremes` too.
+        progress: called as (patches taken, patches in all).
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph.
+    """
+    watched = widen(graph)
+    watches = dict.fromkeys(extremes, False) | dict.fromkeys(samples, True)
+    for name, whole in watches.items():
+        _watch(watched.graph, name, whole)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # a second arena, as large as the first
+    try:
+        session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+        raise ExportError(f"ONNX Runtime cannot load the float graph to observe it: {error}") from error
+    feed = session.get_inputs()[0].name
+    wanted = [f"{name}{part}" for name, whole in watches.items() for part in (EVERY if whole else EXTREMES)]
+    for done, patch in enumerate(calibration.patches, 1):
+        values = iter(session.run(wanted, {feed: patch}))
+        yield {
+            name: Seen(float(next(values)), float(next(values)), *(next(values) for _ in EVERY[2:] if whole))
+            for name, whole in watches.items()
+        }
+        if progress is not None:
+            progress(done, len(calibration.patches))
+
+
+def _watch(graph: onnx.GraphProto, name: str, whole: bool) -> None:
+    """Put the statistics of a tensor beside it, as outputs with the suffixes of `EVERY`."""
+
+    def constant(suffix: str, value: int) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.asarray([value], np.int64), f"{name}{suffix}"))
+        return f"{name}{suffix}"
+
+    def node(kind: str, inputs: list[str], suffix: str, **attributes: int) -> str:
+        graph.node.append(helper.make_node(kind, inputs, [f"{name}{suffix}"], f"{name}{suffix}", **attributes))
+        return f"{name}{suffix}"
+
+    node("ReduceMin", [name], "/low", keepdims=0)
+    node("ReduceMax", [name], "/high", keepdims=0)
+    if whole:
+        one = constant("/1", 1)
+        rows = node("Flatten", [name], "/rows", axis=2)  # [C, voxels]
+        node("ReduceMean", [rows, one], "/mean", keepdims=0)
+        flat = node("Reshape", [name, constant("/-1", -1)], "/flat")
+        # An odd step, so that the sample does not stay in one plane of a volume with even sides.
+        size = node("Size", [name], "/size")
+        step = node("BitwiseOr", [node("Div", [size, constant("/sampled", SAMPLED)], "/quotient"), one], "/step")
+        ends = constant("/first", 0), constant("/last", np.iinfo(np.int64).max)
+        node("Slice", [flat, *ends, constant("/0", 0), step], "/sample")
+    for part in EVERY if whole else EXTREMES:
+        graph.output.append(helper.make_tensor_value_info(f"{name}{part}", onnx.TensorProto.FLOAT, None))
 
 
 def widen(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -36,43 +140,3 @@ def widen(graph: onnx.ModelProto) -> onnx.ModelProto:
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     del wide.graph.value_info[:]
     return wide
-
-
-def observe(
-    graph: onnx.ModelProto,
-    tensors: Iterable[str],
-    calibration: CalibrationSet,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[dict[str, Array]]:
-    """For every patch the values of the named tensors.
-
-    ONNX Runtime computes a fused network several times as fast as PyTorch does on a CPU.
-
-    Args:
-        graph: float32 or float16, with one input of the patches' shape.
-        tensors: names of inner tensors; all of them are in memory at once.
-        calibration: patches.
-        progress: called as (patches taken, patches in all).
-
-    Raises:
-        ExportError: ONNX Runtime refuses the graph.
-    """
-    names = list(dict.fromkeys(tensors))
-    watched = widen(graph)
-    taken = {output.name for output in watched.graph.output}
-    watched.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in taken
-    )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # a second arena, as large as the first
-    try:
-        session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-        raise ExportError(f"ONNX Runtime cannot load the float graph to observe it: {error}") from error
-    feed = session.get_inputs()[0].name
-    for done, patch in enumerate(calibration.patches, 1):
-        values = session.run(names, {feed: patch})
-        yield dict(zip(names, values, strict=True))
-        if progress is not None:
-            progress(done, len(calibration.patches))

@@ -1,71 +1,70 @@
-"""Post-training INT8 with NNCF: ranges from calibration patches, weights per channel, bias correction.
+"""Post-training INT8: which layers, and the ranges of their inputs from calibration patches.
 
-Activations are symmetric. An asymmetric activation in front of a depthwise convolution makes OpenVINO run
-that convolution in FP32 without a word, and TensorRT takes symmetric ones only.
+One way for every engine. Activations are symmetric: TensorRT takes no others, and OpenVINO computes a depthwise
+convolution of asymmetric ones in FP32 without a word.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
-import logging
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
 
-import nncf
+import onnx
+from torch import nn
 
-from mednext_edge.quantize.calibration import Array, CalibrationSet
+from mednext_edge.errors import ExportError
+from mednext_edge.quantize.calibration import CalibrationSet
+from mednext_edge.quantize.flavour import Flavour
+from mednext_edge.quantize.headroom import Headroom
+from mednext_edge.quantize.kinds import Layer, layers
+from mednext_edge.quantize.observe import observe
+from mednext_edge.quantize.plan import Plan
+from mednext_edge.quantize.ranges import Ranges
 
-Model = TypeVar("Model")
-# x86 processors without VNNI add pairs of products in 16 bits, which saturate unless the weights keep to 7 bits.
-OVERFLOW_FIX = nncf.OverflowFix.ENABLE
 
-
-def quantize(
-    model: Model,
-    calibration: CalibrationSet,
-    *,
-    input_name: str,
-    float_operators: Collection[str] = (),
-    progress: Callable[[int, int], None] | None = None,
-) -> Model:
-    """INT8 form of an `onnx.ModelProto` or an `openvino.Model`.
+def choose(net: nn.Module, kinds: Collection[str]) -> dict[str, Layer]:
+    """The layers of a network in deploy form to quantise, by name.
 
     Args:
-        model: with a static input of the calibration patches' shape.
-        calibration: patches to take the ranges from.
-        input_name: name of the model's one input.
-        float_operators: types of operators, in the model's own terms, whose inputs stay as they are.
-        progress: called as (patches taken, patches in all).
+        net: the network.
+        kinds: names in KINDS.
+
+    Raises:
+        ExportError: it has none of these kinds.
     """
-    taken = itertools.count(1)
-
-    def feed(patch: Array) -> dict[str, Array]:
-        if progress is not None:
-            progress(min(next(taken), len(calibration.patches)), len(calibration.patches))
-        return {input_name: patch}
-
-    with _quiet():
-        quantized: Model = nncf.quantize(
-            model,
-            nncf.Dataset(calibration.patches, feed),
-            subset_size=len(calibration.patches),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            ignored_scope=nncf.IgnoredScope(types=sorted(float_operators), validate=False),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=OVERFLOW_FIX),
-        )
-    return quantized
+    chosen = {layer.name: layer for layer in layers(net) if layer.kind in kinds and layer.quantizable}
+    if not chosen:
+        raise ExportError(f"this network has no layer of the kinds {', '.join(kinds)} to quantise")
+    return chosen
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF draws bars on stdout, which belongs to `--json`; it keeps its warnings, on stderr."""
-    logger: Any = logging.getLogger("nncf")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)
+def calibrate(
+    graph: onnx.ModelProto,
+    net: nn.Module,
+    calibration: CalibrationSet,
+    flavour: Flavour,
+    *,
+    kinds: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """One pass over the patches: the ranges of all inputs, and whether float16 holds what a graph leaves to it.
+
+    Args:
+        graph: float32 or float16, of the patches' shape.
+        net: the network that it was made from, in deploy form.
+        calibration: patches.
+        flavour: of the engine.
+        kinds: of layers to quantise in place of the flavour's, names in KINDS.
+        progress: called as (patches taken, patches in all).
+
+    Raises:
+        DataError: an input of a layer is not finite.
+        ExportError: there is nothing to quantise, float16 cannot hold an activation, or ONNX Runtime refuses the graph.
+    """
+    chosen = choose(net, kinds or flavour.kinds)
+    headroom, ranges = Headroom(graph), Ranges(graph, chosen.values())
+    passes = observe(graph, calibration, extremes=headroom.tensors, samples=ranges.tensors, progress=progress)
+    for values in passes:
+        headroom.see(values)
+        ranges.see(values)
+    headroom.check()
+    return Plan(chosen, ranges.result(), flavour)

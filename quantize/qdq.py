@@ -1,8 +1,9 @@
-"""INT8 written into an ONNX graph: Q/DQ pairs, symmetric and signed, as TensorRT takes them.
+"""INT8 written into an ONNX graph: Q/DQ pairs, symmetric and signed, as every engine here takes them.
 
 Weights become INT8 constants with one scale an output channel and a DequantizeLinear; activations get a pair of
 QuantizeLinear and DequantizeLinear with one scale. Everything else stays as it is, float16 graphs float16.
-(ONNX operator set 19 and newer; "Explicit Quantization" in NVIDIA's TensorRT documentation.)
+(ONNX operator set 19 and newer; "Explicit Quantization" in NVIDIA's TensorRT documentation. OpenVINO reads the pairs
+as FakeQuantize.)
 """
 
 from __future__ import annotations
@@ -16,64 +17,95 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from mednext_edge.errors import ExportError
-from mednext_edge.quantize.kinds import Layer
-from mednext_edge.quantize.ranges import LEVELS, ActivationRange
+from mednext_edge.quantize.flavour import LEVELS
+from mednext_edge.quantize.kinds import Layer, find
+from mednext_edge.quantize.ranges import ActivationRange
 
 Array = NDArray[np.floating]
 
+# Operators that only move numbers, all of them from the first input but for Concat.
+MOVING = frozenset({"Concat", "DepthToSpace", "Reshape", "Slice", "Transpose"})
+
 
 def insert(
-    graph: onnx.ModelProto, layers: Mapping[str, Layer], ranges: Mapping[str, ActivationRange]
+    graph: onnx.ModelProto,
+    layers: Mapping[str, Layer],
+    ranges: Mapping[str, ActivationRange],
+    *,
+    weight_levels: int = LEVELS,
 ) -> onnx.ModelProto:
-    """The graph with INT8 convolutions; the graph itself is not touched.
+    """The graph with INT8 layers; the graph itself is not touched.
 
     Args:
-        graph: of a network in deploy form, whose weights have the names of the parameters.
+        graph: of a network in deploy form, as `export.graph.to_onnx` names its weights and nodes.
         layers: by name, at least those in `ranges`.
         ranges: of the inputs of the layers to quantise.
+        weight_levels: largest value of an INT8 weight, 127 or less.
 
     Raises:
-        ExportError: the graph has no convolution with the weights of one of the layers, or several share them.
+        ExportError: the graph lacks one of the layers, or several layers share its weights.
     """
     result = onnx.ModelProto()
     result.CopyFrom(graph)
-    writer = _Writer(result.graph)
+    writer = _Writer(result.graph, weight_levels)
     for name, seen in ranges.items():
-        for weight in layers[name].weights:
-            writer.want(name, weight, seen)
+        writer.want(layers[name], seen)
     writer.write()
     return result
 
 
 class _Writer:
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, weight_levels: int) -> None:
         self.graph = graph
+        self.weight_levels = weight_levels
         self.constants = {init.name: init for init in graph.initializer}
+        self.producers = {name: node for node in graph.node for name in node.output}
         self.readers = Counter(name for node in graph.node for name in node.input)
-        self.convolved = {node.input[1] for node in graph.node if node.op_type == "Conv"}
-        self.wanted: dict[str, ActivationRange] = {}
-        self.pairs: dict[tuple[str, float], str] = {}
+        self.readers.update(output.name for output in graph.output)
+        self.types = _types(graph)
+        self.convolutions: dict[str, ActivationRange] = {}
+        """Of the nodes to quantise, by the name of their weights."""
+        self.thresholds: dict[tuple[str, str], float] = {}
+        """Of tensors to be replaced, by their name and the first output of the node that reads them."""
+        self.pairs: dict[tuple[str, float, bool], str] = {}
         self.nodes: list[onnx.NodeProto] = []
 
-    def want(self, layer: str, weight: str, seen: ActivationRange) -> None:
-        """Note a convolution to quantise, by its weights."""
-        if weight not in self.convolved or weight not in self.constants:
-            raise ExportError(
-                f"the graph has no convolution with the weights {weight} of layer {layer}; leave layers of this kind "
-                "in float, or export with the torch version in constraints.txt"
-            )
-        if self.readers[weight] > 1:
-            raise ExportError(
-                f"the graph uses the weights {weight} of layer {layer} in {self.readers[weight]} places, which have "
-                "equal ones; leave layers of this kind in float"
-            )
-        self.wanted[weight] = seen
+    def want(self, layer: Layer, seen: ActivationRange) -> None:
+        """Note a layer to quantise."""
+        for node in find(self.graph, layer):
+            if layer.weights:
+                weight = node.input[1]
+                if self.readers[weight] > 1:
+                    raise ExportError(
+                        f"the graph uses the weights {weight} of layer {layer.name} in {self.readers[weight]} places, "
+                        "which have equal ones; leave layers of this kind in float"
+                    )
+                self.convolutions[weight] = seen
+            self._want_input(node, 0, seen.threshold)
+
+    def _want_input(self, node: onnx.NodeProto, index: int, threshold: float) -> None:
+        """Note an input to quantise: where it only comes from moving data, at the sources of the movement.
+
+        Rounding commutes with moving; quantised at the source, the same numbers travel in a quarter of the bytes.
+        """
+        tensor = node.input[index]
+        mover = self.producers.get(tensor)
+        if mover is None or mover.op_type not in MOVING or self.readers[tensor] > 1:
+            self.thresholds[tensor, node.output[0]] = threshold
+            return
+        for i in range(len(mover.input) if mover.op_type == "Concat" else 1):
+            self._want_input(mover, i, threshold)
 
     def write(self) -> None:
         """Quantise what was noted, in the graph's own order, so that it stays topological."""
         for node in self.graph.node:
-            if node.op_type == "Conv" and node.input[1] in self.wanted:
-                self._quantize(node, self.wanted[node.input[1]])
+            seen = self.convolutions.get(node.input[1]) if node.op_type == "Conv" else None
+            if seen is not None:
+                self._quantize_weights(node, seen)
+            for i, tensor in enumerate(node.input):
+                threshold = self.thresholds.get((tensor, node.output[0]))
+                if threshold is not None:
+                    node.input[i] = self._activation(tensor, threshold, grouped(node))
             self.nodes.append(node)
         # What was inferred for constants that have another type now.
         kept = [value for value in self.graph.value_info if value.name not in self.constants]
@@ -81,21 +113,26 @@ class _Writer:
             del field[:]
             field.extend(content)
 
-    def _quantize(self, node: onnx.NodeProto, seen: ActivationRange) -> None:
+    def _quantize_weights(self, node: onnx.NodeProto, seen: ActivationRange) -> None:
         weight = node.input[1]
         values = numpy_helper.to_array(self.constants[weight])
-        integers, scale = quantize_weight(values)
+        integers, scale = quantize_weight(values, self.weight_levels)
         self._correct_bias(node, values, integers, scale, seen)
         self.constants[weight].CopyFrom(numpy_helper.from_array(integers, weight))
-        node.input[0] = self._activation(node.input[0], seen.threshold, values.dtype)
         node.input[1] = self._dequantized(weight, scale)
 
-    def _activation(self, source: str, threshold: float, dtype: np.dtype[np.floating]) -> str:
-        """A tensor quantised and dequantised; layers that share input and threshold share the pair."""
-        key = (source, threshold)
+    def _activation(self, source: str, threshold: float, apart: bool) -> str:
+        """A tensor quantised and dequantised; layers that share input and threshold share the pair.
+
+        Those with `apart` have one of their own: OpenVINO makes a pair that dense convolutions read unsigned, and
+        computes a depthwise convolution of unsigned numbers in FP32. It also merges equal pairs, so that the scale is
+        the next number.
+        """
+        key = (source, threshold, apart)
         if key not in self.pairs:
-            stem = f"{source}_int8_{sum(name == source for name, _ in self.pairs)}"
-            scale = self._constant(f"{stem}_scale", np.asarray(representable(threshold / LEVELS, dtype)))
+            stem = f"{source}_int8_{sum(name == source for name, *_ in self.pairs)}"
+            value = representable(threshold / LEVELS, self.types[source])
+            scale = self._constant(f"{stem}_scale", np.asarray(np.nextafter(value, np.inf) if apart else value))
             zero = self._constant(f"{stem}_zero", np.asarray(0, np.int8))
             quantize = onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [f"{stem}_q"], f"{stem}_quantize")
             restore = onnx.helper.make_node(
@@ -139,21 +176,38 @@ class _Writer:
         return name
 
 
-def quantize_weight(weight: Array) -> tuple[NDArray[np.int8], Array]:
+def grouped(node: onnx.NodeProto) -> bool:
+    """Whether a node is a convolution in groups, such as a depthwise one."""
+    return node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, np.dtype[np.floating]]:
+    """The float types of a graph's tensors."""
+    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph
+    kinds: dict[int, np.dtype[np.floating]] = {
+        onnx.TensorProto.FLOAT: np.dtype(np.float32),
+        onnx.TensorProto.FLOAT16: np.dtype(np.float16),
+    }
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    return {v.name: kinds[t] for v in values if (t := v.type.tensor_type.elem_type) in kinds}
+
+
+def quantize_weight(weight: Array, levels: int = LEVELS) -> tuple[NDArray[np.int8], Array]:
     """Symmetric INT8 of a convolution's weights.
 
     Args:
         weight: [out, in, *kernel], float16 or float32.
+        levels: largest integer, 127 or less.
 
     Returns:
-        The integers, -127..127, and the scales [out] in the weights' own type. The integers belong to the scales as
-        that type holds them.
+        The integers, -levels..levels, and the scales [out] in the weights' own type. The integers belong to the scales
+        as that type holds them.
     """
     peak = np.abs(weight.reshape(len(weight), -1).astype(np.float64)).max(axis=1)
-    scale = representable(np.where(peak > 0, peak, 1.0) / LEVELS, weight.dtype)
+    scale = representable(np.where(peak > 0, peak, 1.0) / levels, weight.dtype)
     shape = (-1,) + (1,) * (weight.ndim - 1)
     integers = np.rint(weight.astype(np.float64) / scale.astype(np.float64).reshape(shape))
-    return np.clip(integers, -LEVELS, LEVELS).astype(np.int8), scale
+    return np.clip(integers, -levels, levels).astype(np.int8), scale
 
 
 def representable(scale: float | NDArray[np.float64], dtype: np.dtype[np.floating]) -> Array:

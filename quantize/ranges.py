@@ -7,25 +7,21 @@ expected squared error of both together is smallest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
 import torch
 from torch import Tensor
 
-from mednext_edge.errors import DataError, ExportError
-from mednext_edge.quantize.calibration import CalibrationSet
-from mednext_edge.quantize.kinds import Layer
-from mednext_edge.quantize.observe import Array, observe
+from mednext_edge.errors import DataError
+from mednext_edge.quantize.flavour import LEVELS
+from mednext_edge.quantize.kinds import Layer, find
+from mednext_edge.quantize.observe import Seen
 
-LEVELS = 127
-"""Largest value of a symmetric signed INT8 number; -128 is not used, so that both signs reach equally far."""
 BINS = 2048
 # Thresholds that are compared: 1 % apart, down to 1/128 of the largest value.
 CANDIDATES, OCTAVES = 512, 7
-# Voxels that enter the histogram of one tensor of one patch; the largest value is taken over all of them.
-SAMPLED = 2**18
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Histogram:
         self.top = 0.0
 
     def add(self, values: Tensor, peak: float) -> None:
-        """Count values, none of which exceeds `peak` in absolute value."""
+        """Count a sample of values, none of which exceeds `peak` in absolute value."""
         if peak == 0:
             return
         self.top = self.top or peak
@@ -87,15 +83,13 @@ class _Tensor:
         self.peak = 0.0
         self.means: list[Tensor] = []
 
-    def see(self, x: Tensor) -> None:
-        low, high = x.aminmax()
-        peak = max(-float(low), float(high))
-        self.peak = max(self.peak, peak) if math.isfinite(peak) else math.inf  # a NaN is smaller than nothing
-        if math.isfinite(peak):
-            flat = x.flatten()
-            # An odd step, so that the sample does not stay in one plane of a volume with even sides.
-            self.histogram.add(flat[:: flat.numel() // SAMPLED | 1], peak)
-            self.means.append(x.transpose(0, 1).flatten(1).mean(1))
+    def see(self, seen: Seen) -> None:
+        assert seen.mean is not None
+        assert seen.sample is not None
+        self.peak = max(self.peak, seen.peak)
+        if math.isfinite(seen.peak):
+            self.histogram.add(torch.from_numpy(seen.sample), seen.peak)
+            self.means.append(torch.from_numpy(seen.mean))
 
     def range(self) -> ActivationRange:
         return ActivationRange(self.histogram.threshold(), self.peak, torch.stack(self.means).mean(0))
@@ -116,19 +110,14 @@ class Ranges:
     """
 
     def __init__(self, graph: onnx.ModelProto, layers: Iterable[Layer]) -> None:
-        readers = {node.input[1]: node.input[0] for node in graph.graph.node if node.op_type == "Conv"}
-        self._sources = {}
-        for layer in layers:
-            if layer.weights[0] not in readers:
-                raise ExportError(f"the graph has no convolution with the weights {layer.weights[0]}")
-            self._sources[layer.name] = readers[layer.weights[0]]
+        self._sources = {layer.name: find(graph.graph, layer)[0].input[0] for layer in layers}
         self._seen = {source: _Tensor() for source in self._sources.values()}
         self.tensors = tuple(self._seen)
 
-    def see(self, values: Mapping[str, Array]) -> None:
-        """Take the values of `tensors` for one patch."""
+    def see(self, values: Mapping[str, Seen]) -> None:
+        """Take what `tensors` hold for one patch."""
         for source, tensor in self._seen.items():
-            tensor.see(torch.from_numpy(values[source]))
+            tensor.see(values[source])
 
     def result(self) -> dict[str, ActivationRange]:
         """Ranges by the layers' names.
@@ -140,26 +129,3 @@ class Ranges:
             if self._seen[source].peak == math.inf:
                 raise DataError(f"the input of {name} is not finite on the calibration patches; look at the images")
         return {name: self._seen[source].range() for name, source in self._sources.items()}
-
-
-def collect(
-    graph: onnx.ModelProto,
-    layers: Iterable[Layer],
-    calibration: CalibrationSet,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, ActivationRange]:
-    """Ranges of the inputs of some layers, by name.
-
-    Args:
-        graph, layers: as `Ranges` takes them.
-        calibration: patches of the shape of the graph's input.
-        progress: called as (patches taken, patches in all).
-
-    Raises:
-        DataError: an input of a layer is not finite.
-        ExportError: the graph cannot be run, or lacks the weights of one of the layers.
-    """
-    ranges = Ranges(graph, layers)
-    for values in observe(graph, ranges.tensors, calibration, progress):
-        ranges.see(values)
-    return ranges.result()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # As in the table of targets, which is not imported for a help text; a test compares the two.
 TARGETS = ("onnx", "openvino", "trt", "trt-rtx")
-INT8_LAYERS = ("pointwise", "strided", "thin", "depthwise", "transposed", "dense")
+INT8_LAYERS = ("pointwise", "strided", "thin", "depthwise", "transposed", "dense", "norm")
 COMPATIBILITY = ("none", "ampere+", "same-cc")
 NVIDIA = "NVIDIA targets (trt, trt-rtx)"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -110,8 +110,7 @@ def export(
         typer.Option(
             "--int8-layers",
             metavar="KIND[,KIND]",
-            help=f"Convolutions to quantise, of {', '.join(INT8_LAYERS)}. [default: pointwise]",
-            rich_help_panel=NVIDIA,
+            help=f"Layers to quantise, of {', '.join(INT8_LAYERS)}. [default: all; for NVIDIA pointwise]",
         ),
     ] = None,
     min_patch: Annotated[
@@ -217,8 +216,8 @@ def export(
             optimization_level=optimization_level,
             hardware_compatibility=cast("HardwareCompatibility", hardware_compatibility),
             version_compatible=version_compatible,
-            int8_layers=parse_names(int8_layers),
         ),
+        int8_layers=parse_names(int8_layers),
         dry_run=dry_run,
     )
     tell = emit_json if json else _show

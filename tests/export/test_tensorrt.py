@@ -50,10 +50,17 @@ def rtx() -> ModuleType:
 @pytest.fixture(scope="module")
 def every_kind(model: LoadedModel, images: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deferred INT8 bundle with the convolutions quantised that are left out otherwise."""
-    build = BuildOptions(defer=True, int8_layers=("depthwise", "transposed"))
     out = tmp_path_factory.mktemp("kinds") / "bundle"
-    export(model, target="trt", precision="int8", calibration=images, patch=PATCH, out=out, build=build)
-    return out
+    return export(
+        model,
+        target="trt",
+        precision="int8",
+        calibration=images,
+        patch=PATCH,
+        out=out,
+        int8_layers=("depthwise", "transposed"),
+        build=BuildOptions(defer=True),
+    )
 
 
 def graph_of(bundle: Path) -> onnx.GraphProto:
@@ -251,9 +258,9 @@ def test_a_network_that_float16_cannot_hold_is_refused(shallow: LoadedModel, tmp
     loud = patches((4, 4, 4), 60_000)
     arguments: dict[str, Any] = {"target": "trt", "patch": (4, 4, 4), "calibration": loud, "out": tmp_path / "bundle"}
     for precision in ("fp16", "int8"):
-        build = BuildOptions(defer=True, int8_layers=("thin",) if precision == "int8" else ())
+        kinds = ("thin",) if precision == "int8" else ()
         with pytest.raises(ExportError, match=r"float16 ends at 65504.*--precision fp32"):
-            export(shallow, precision=precision, build=build, **arguments)
+            export(shallow, precision=precision, int8_layers=kinds, build=BuildOptions(defer=True), **arguments)
         assert not list(tmp_path.iterdir())
     assert verify(export(shallow, precision="fp32", build=BuildOptions(defer=True), **arguments)).precision == "fp32"
 
@@ -266,7 +273,8 @@ def test_calibration_patches_may_be_smaller_than_the_engines(shallow: LoadedMode
         patch=(8, 8, 8),
         calibration=patches((4, 4, 4), 1),
         out=tmp_path / "bundle",
-        build=BuildOptions(defer=True, int8_layers=("thin", "strided")),
+        int8_layers=("thin", "strided"),
+        build=BuildOptions(defer=True),
     )
     with TARGETS["trt"].stand_in(out, verify(out)) as session:
         assert session.patch == (8, 8, 8)
@@ -274,7 +282,7 @@ def test_calibration_patches_may_be_smaller_than_the_engines(shallow: LoadedMode
 
 
 def test_a_network_without_convolutions_of_the_kind(shallow: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="has no convolution of the kinds dense to quantise"):
+    with pytest.raises(ExportError, match="has no layer of the kinds dense to quantise"):
         export(
             shallow,
             target="trt",
@@ -282,7 +290,8 @@ def test_a_network_without_convolutions_of_the_kind(shallow: LoadedModel, tmp_pa
             patch=(4, 4, 4),
             calibration=patches((4, 4, 4), 1),
             out=tmp_path / "bundle",
-            build=BuildOptions(defer=True, int8_layers=("dense",)),
+            int8_layers=("dense",),
+            build=BuildOptions(defer=True),
         )
     assert not list(tmp_path.iterdir())
 
@@ -416,8 +425,9 @@ REFUSED: list[tuple[str, dict[str, Any], BuildOptions, type[Exception], str]] = 
     ("trt", {"dynamic": True}, BuildOptions(), UsageError, "give --min-patch and --max-patch"),
     ("trt", {}, BuildOptions(archs=("8.6", "8.9")), UsageError, "For several use --target trt-rtx"),
     ("trt", {}, BuildOptions(archs=("orin",)), UsageError, "`orin` is no GPU architecture"),
-    ("trt", {}, BuildOptions(int8_layers=("pointwise",)), UsageError, "found --int8-layers with precision fp16"),
-    ("trt", {"precision": "int8"}, BuildOptions(int8_layers=("depthwize",)), UnknownNameError, "`depthwise`"),
+    ("trt", {"int8_layers": ("pointwise",)}, BuildOptions(), UsageError, "found --int8-layers with precision fp16"),
+    ("trt", {"precision": "int8", "int8_layers": ("depthwize",)}, BuildOptions(), UnknownNameError, "`depthwise`"),
+    ("openvino", {"int8_layers": ("norm",)}, BuildOptions(), UsageError, "found --int8-layers with precision fp32"),
     ("trt", {"precision": "int8"}, BuildOptions(), UsageError, "INT8 needs images to calibrate on"),
     ("trt", {"precision": "bf16"}, BuildOptions(), UnknownNameError, "precision of target trt"),
     ("trt", {}, BuildOptions(range=((8, 8, 8), (4, 8, 8))), UsageError, "--min-patch <= --patch <= --max-patch"),

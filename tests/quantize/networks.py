@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -15,8 +15,9 @@ from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.kinds import KINDS, Layer, layers
+from mednext_edge.quantize.observe import observe
 from mednext_edge.quantize.qdq import insert
-from mednext_edge.quantize.ranges import ActivationRange, collect
+from mednext_edge.quantize.ranges import ActivationRange, Ranges
 from tests.fusion.networks import loaded
 
 WIDE = MedNeXtConfig(
@@ -55,6 +56,18 @@ def noise(config: MedNeXtConfig, patch: tuple[int, ...], count: int = 3, seed: i
     return CalibrationSet(patches, ("noise",), "0" * 64, 0)
 
 
+def collect(
+    graph: onnx.ModelProto,
+    layers: Iterable[Layer],
+    calibration: CalibrationSet,
+) -> dict[str, ActivationRange]:
+    """Ranges of the inputs of some layers, by name."""
+    ranges = Ranges(graph, layers)
+    for values in observe(graph, calibration, samples=ranges.tensors):
+        ranges.see(values)
+    return ranges.result()
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network in deploy form, and what the quantiser makes of it."""
@@ -85,8 +98,7 @@ class Network:
 
     @cached_property
     def ranges(self) -> dict[str, ActivationRange]:
-        found: dict[str, ActivationRange] = collect(self.graph, self.chosen.values(), self.calibration)
-        return found
+        return collect(self.graph, self.chosen.values(), self.calibration)
 
     def int8(self, half: bool = False) -> onnx.ModelProto:
         """The graph with INT8 convolutions."""

@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
+from mednext_edge.errors import ExportError
 from mednext_edge.fusion import fuse
+from mednext_edge.fusion.instance_norm import InstanceNorm
 from mednext_edge.fusion.parity import ParityConvTranspose
 from mednext_edge.models.config import MedNeXtConfig, mednext_config
 from mednext_edge.models.mednext import MedNeXt
-from mednext_edge.quantize.kinds import CONVOLUTIONS, KINDS, THIN, TRANSPOSED, Layer, kind_of, layers
+from mednext_edge.quantize.kinds import CONVOLUTIONS, KINDS, THIN, TRANSPOSED, Layer, find, kind_of, layers
 from tests.fusion.networks import MEDNEXT, loaded
-from tests.quantize.networks import FLAT, WIDE, WITH_GRN, fused
+from tests.quantize.networks import FLAT, WIDE, WITH_GRN, fused, network
 
 EXPECTED = {
     "stem": "thin",
@@ -39,7 +42,8 @@ EXPECTED = {
     "dec_block_0.0.conv3": "pointwise",
     "out_0.conv_out": "thin",
 }
-"""Of every network here: `WIDE` in all its forms has the same layers."""
+"""Of every network here: `WIDE` in all its forms has the same convolutions."""
+NORMS = {name.replace("conv1", "norm"): "norm" for name in EXPECTED if name.endswith("conv1")}
 
 
 def found(config: MedNeXtConfig, optional: Collection[str] = ()) -> dict[str, Layer]:
@@ -56,11 +60,14 @@ def found(config: MedNeXtConfig, optional: Collection[str] = ()) -> dict[str, La
     ids=["3-D", "GRN", "2-D", "layer norm", "kernels 5 and 7"],
 )
 def test_every_convolution_has_its_kind(config: MedNeXtConfig, optional: Collection[str]) -> None:
-    assert {name: layer.kind for name, layer in found(config, optional).items()} == EXPECTED
+    # A norm over channels is several operators in a graph.
+    norms = {} if config.norm == "layer" else NORMS
+    assert {name: layer.kind for name, layer in found(config, optional).items()} == {**EXPECTED, **norms}
 
 
 def test_layers_come_in_the_order_of_the_modules() -> None:
-    assert list(found(WIDE)) == [n for n, m in fused(WIDE).net.named_modules() if isinstance(m, every_convolution())]
+    kinds = (*every_convolution(), InstanceNorm)
+    assert list(found(WIDE)) == [n for n, m in fused(WIDE).net.named_modules() if isinstance(m, kinds)]
 
 
 @pytest.mark.parametrize("name", MEDNEXT)
@@ -68,7 +75,7 @@ def test_no_convolution_is_left_out_of_any_network(name: str) -> None:
     for optional in ((), ("parity",)):
         net = fuse(loaded(MEDNEXT[name]), optional=optional).net
         convolutions = {n: m for n, m in net.named_modules() if isinstance(m, every_convolution())}
-        listed = {layer.name: layer for layer in layers(net)}
+        listed = {layer.name: layer for layer in layers(net) if layer.kind != "norm"}
         assert {n: layer.module for n, layer in listed.items()} == convolutions
         assert {layer.kind for layer in listed.values()} <= set(KINDS)
         parameters = dict(net.named_parameters())
@@ -83,7 +90,8 @@ def test_the_parity_form_has_several_weights(config: MedNeXtConfig, parts: int) 
     plain, rewritten = found(config), found(config, ("parity",))
     assert plain["up_0.conv1"].weights == ("up_0.conv1.weight",)
     assert rewritten["up_0.conv1"].weights == tuple(f"up_0.conv1.weight_{i}" for i in range(parts))
-    assert all(layer.weights == (f"{n}.weight",) for n, layer in rewritten.items() if n != "up_0.conv1")
+    others = {n: layer for n, layer in rewritten.items() if n != "up_0.conv1"}
+    assert all(layer.weights == ((f"{n}.weight",) if n not in NORMS else ()) for n, layer in others.items())
 
 
 def test_transposed_convolutions_are_quantizable_in_their_parity_form_only() -> None:
@@ -105,7 +113,7 @@ def test_a_training_form_has_transposed_heads() -> None:
 def test_a_narrow_network_is_thin_where_it_is_narrow() -> None:
     counts = Counter(layer.kind for layer in found(replace(WIDE, channels=THIN // 2)).values())
     # The bottleneck alone has 16 channels on both sides; so have the inner convolutions of the up block.
-    assert counts == {"depthwise": 4, "transposed": 2, "pointwise": 4, "thin": 9}
+    assert counts == {"depthwise": 4, "transposed": 2, "pointwise": 4, "thin": 9, "norm": 5}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +146,7 @@ def test_kind_of(module: nn.Conv3d, kind: str) -> None:
 
 def test_every_kind_is_described() -> None:
     assert all(text and text == text.strip() for text in KINDS.values())
-    assert set(EXPECTED.values()) | {"dense"} == set(KINDS)
+    assert set(EXPECTED.values()) | {"dense", "norm"} == set(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def test_pointwise_convolutions_hold_most_multiplications(variant: str, kernel: 
     multiplications: Counter[str] = Counter()
     net = MedNeXt(mednext_config(variant, kernel=kernel)).to("meta")
     for layer in layers(net):
-        assert not isinstance(layer.module, ParityConvTranspose)
+        assert not isinstance(layer.module, (ParityConvTranspose, InstanceNorm))
 
         def count(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor, kind: str = layer.kind) -> None:
             assert isinstance(module.weight, torch.Tensor)
@@ -160,6 +168,32 @@ def test_pointwise_convolutions_hold_most_multiplications(variant: str, kernel: 
     with torch.no_grad():
         net(torch.empty(1, 1, 64, 64, 64, device="meta"))
     assert multiplications["pointwise"] / multiplications.total() == pytest.approx(share, abs=0.005)
+
+
+def test_layers_are_found_in_their_graph() -> None:
+    """A convolution by its weights, a norm by its name; in the parity form every part of a transposed convolution."""
+    built = network("all, GRN")
+    nodes = {name: find(built.graph.graph, layer) for name, layer in built.chosen.items()}
+    assert {name for name, found in nodes.items() if len(found) > 1} == {"up_0.conv1"}
+    assert len(nodes["up_0.conv1"]) == 8
+    readers = {tensor: node for node in built.graph.graph.node for tensor in node.input}
+    for name in NORMS:
+        (norm,) = nodes[name]
+        assert norm.op_type == "InstanceNormalization"
+        assert readers[norm.output[0]].name == name.replace("norm", "conv2")
+        if name != "up_0.norm":
+            assert [norm.input[0]] == list(nodes[name.replace("norm", "conv1")][0].output)
+
+
+@pytest.mark.parametrize("name", ["up_0.conv1", "up_0.norm"])
+def test_a_layer_that_the_graph_does_not_have(name: str) -> None:
+    built = network("all, GRN")
+    graph = onnx.GraphProto()
+    graph.CopyFrom(built.graph.graph)
+    gone = find(graph, built.chosen[name])[-1]
+    gone.op_type = "Wobble"
+    with pytest.raises(ExportError, match=rf"no layer with the weights {gone.input[1] if 'conv' in name else name}"):
+        find(graph, built.chosen[name])
 
 
 def every_convolution() -> tuple[type[nn.Module], ...]:

@@ -1,4 +1,4 @@
-"""Inner tensors of a graph, seen while it runs."""
+"""What inner tensors of a graph hold, seen while it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mednext_edge.errors import ExportError
 from mednext_edge.quantize.calibration import CalibrationSet
-from mednext_edge.quantize.observe import observe
+from mednext_edge.quantize.observe import SAMPLED, observe
 
 
 @pytest.fixture
@@ -44,30 +44,67 @@ def expected(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
 @pytest.mark.parametrize("names", [["square"], ["twice", "square"], ["logits"], ["square", "logits", "twice"]])
 def test_every_tensor_of_every_patch(graph: onnx.ModelProto, names: list[str]) -> None:
     drawn = patches(3)
-    found = list(observe(graph, names, drawn))
+    found = list(observe(graph, drawn, samples=names))
     assert len(found) == 3
     for values, image in zip(found, drawn.patches, strict=True):
         assert list(values) == names
         for name in names:
-            assert values[name].dtype == np.float32
-            assert values[name] == pytest.approx(expected(image, name), rel=1e-6)
+            held, seen = expected(image, name), values[name]
+            assert (seen.low, seen.high) == pytest.approx((held.min(), held.max()), rel=1e-6)
+            assert seen.peak == pytest.approx(np.abs(held).max(), rel=1e-6)
+            assert seen.mean == pytest.approx(held.mean(axis=(0, 2, 3)), rel=1e-5, abs=1e-6)
+            assert seen.sample == pytest.approx(held.ravel(), rel=1e-6)
+
+
+def test_extremes_alone(graph: onnx.ModelProto) -> None:
+    drawn = patches(1)
+    (values,) = observe(graph, drawn, extremes=["twice", "square"], samples=["square"])
+    assert values["twice"].mean is values["twice"].sample is None
+    assert values["twice"].low == pytest.approx(expected(drawn.patches[0], "twice").min())
+    assert values["square"].sample is not None
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (1, 1, 2, 2, 2), (1, 4, 63, 65, 67), (1, 2, 700, 900)])
+def test_a_sample_is_even_and_of_bounded_size(shape: tuple[int, ...]) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Neg", ["image"], ["logits"])],
+        "one step",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [None] * len(shape))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None] * len(shape))],
+    )
+    graph = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    (values,) = observe(graph, CalibrationSet((image,), (), "", 0), samples=["logits"])
+    seen = values["logits"]
+    step = image.size // SAMPLED | 1
+    assert seen.sample is not None
+    assert len(seen.sample) < 2 * SAMPLED
+    assert np.array_equal(seen.sample, -image.ravel()[::step])
+    assert seen.mean == pytest.approx(-image.reshape(shape[1], -1).mean(axis=1, dtype=np.float64), abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_has_an_infinite_peak(graph: onnx.ModelProto, bad: float) -> None:
+    image = patches(1).patches[0].copy()
+    image[0, 1, 2, 3] = bad
+    (values,) = observe(graph, CalibrationSet((image,), (), "", 0), samples=["twice"])
+    assert values["twice"].peak == np.inf
 
 
 def test_a_name_twice_is_one(graph: onnx.ModelProto) -> None:
-    (values,) = observe(graph, ["square", "twice", "square"], patches(1))
+    (values,) = observe(graph, patches(1), extremes=["square", "twice", "square"])
     assert list(values) == ["square", "twice"]
 
 
 def test_the_graph_stays_as_it_is(graph: onnx.ModelProto) -> None:
     before = graph.SerializeToString(deterministic=True)
-    list(observe(graph, ["square", "twice"], patches(1)))
+    list(observe(graph, patches(1), samples=["square", "twice"]))
     assert graph.SerializeToString(deterministic=True) == before
 
 
 def test_patches_are_taken_one_by_one(graph: onnx.ModelProto) -> None:
-    """All tensors of one patch may fill the memory; those of two need not be in it together."""
     told: list[tuple[int, int]] = []
-    stream = observe(graph, ["square"], patches(4), lambda *now: told.append(now))
+    stream = observe(graph, patches(4), extremes=["square"], progress=lambda *now: told.append(now))
     next(stream)
     assert told == []
     next(stream)
@@ -78,13 +115,13 @@ def test_patches_are_taken_one_by_one(graph: onnx.ModelProto) -> None:
 
 def test_a_tensor_that_the_graph_does_not_have(graph: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the float graph to observe it: .*nowhere"):
-        next(observe(graph, ["nowhere"], patches(1)))
+        next(observe(graph, patches(1), extremes=["nowhere"]))
 
 
 def test_an_operator_that_is_not_known(graph: onnx.ModelProto) -> None:
     graph.graph.node[1].op_type = "Wobble"
     with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the float graph to observe it: .*Wobble"):
-        next(observe(graph, ["twice"], patches(1)))
+        next(observe(graph, patches(1), extremes=["twice"]))
 
 
 def test_a_float16_graph_is_seen_in_float32() -> None:
@@ -107,7 +144,8 @@ def test_a_float16_graph_is_seen_in_float32() -> None:
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     before = model.SerializeToString(deterministic=True)
     image = np.float32([[7.0, 1 / 3]])
-    (values,) = observe(model, ["scaled", "large"], CalibrationSet((image,), (), "", 0))
-    assert values["scaled"] == pytest.approx(image * weight.astype(np.float32))
-    assert values["large"] == pytest.approx(10 * image * weight.astype(np.float32))
+    (values,) = observe(model, CalibrationSet((image,), (), "", 0), samples=["scaled", "large"])
+    assert values["scaled"].sample == pytest.approx((image * weight.astype(np.float32)).ravel())
+    assert values["large"].sample == pytest.approx((10 * image * weight.astype(np.float32)).ravel())
+    assert values["large"].high == pytest.approx(4.2e6)
     assert model.SerializeToString(deterministic=True) == before

@@ -28,9 +28,8 @@ from mednext_edge.fusion.parity import ParityConvTranspose
 from mednext_edge.nvidia.build import build_plan
 from mednext_edge.nvidia.providers import PROVIDERS
 from mednext_edge.nvidia.recipe import BuildRecipe
-from mednext_edge.quantize.kinds import Layer
-from mednext_edge.quantize.observe import observe
-from mednext_edge.quantize.qdq import insert, quantize_weight, representable
+from mednext_edge.quantize.kinds import Layer, find
+from mednext_edge.quantize.qdq import MOVING, insert, quantize_weight, representable
 from mednext_edge.quantize.ranges import ActivationRange
 from tests.quantize.networks import NETWORKS, Network, network
 
@@ -179,6 +178,13 @@ class Quantized:
         assert list(quantize.input[1:]) == list(restore.input[1:])
         return quantize
 
+    def widened(self, node: onnx.NodeProto) -> bool:
+        """Whether a quantiser or dequantiser stands behind a cast to float32, as in front of a norm."""
+        source = self.makers.get(node.input[0])
+        if source is not None and source.op_type == "QuantizeLinear":
+            source = self.makers.get(source.input[0])
+        return source is not None and source.op_type == "Cast" and source.attribute[0].i == TensorProto.FLOAT
+
 
 def weights_of(built: Network) -> list[str]:
     return [weight for layer in built.chosen.values() for weight in layer.weights]
@@ -207,8 +213,11 @@ def test_the_graph_is_a_valid_one(built: Network, half: bool) -> None:
 def test_chosen_convolutions_and_no_others_are_quantised(built: Network, half: bool) -> None:
     plain, graph = built.half if half else built.graph, Quantized(built.int8(half).graph)
     assert sorted(graph.convolutions()) == sorted(weights_of(built))
+    changed = {node.output[0] for layer in built.chosen.values() for node in find(plain.graph, layer)}
     others = [
-        n.SerializeToString() for n in plain.graph.node if len(n.input) < 2 or n.input[1] not in weights_of(built)
+        node.SerializeToString()
+        for node in plain.graph.node
+        if node.output[0] not in changed and node.op_type not in MOVING
     ]
     kept = Counter(node.SerializeToString() for node in graph.graph.node)
     assert all(kept[node] >= 1 for node in others)
@@ -226,7 +235,7 @@ def test_types_of_weights_scales_and_zero_points(built: Network, half: bool) -> 
         scale, zero = constants[node.input[1]], constants[node.input[2]]
         assert zero.dtype == np.int8
         assert not zero.any()
-        assert scale.dtype == dtype
+        assert scale.dtype == (SINGLE if graph.widened(node) else dtype)
         assert scale.shape == zero.shape
         assert (scale > 0).all()
     for name, node in graph.convolutions().items():
@@ -255,8 +264,42 @@ def test_scales_are_those_of_ranges_and_weights(built: Network, half: bool) -> N
             node = convolutions[name]
             assert np.array_equal(constants[name], integers)
             assert np.array_equal(constants[graph.makers[node.input[1]].input[1]], scale)
-            expected = representable(built.ranges[layer.name].threshold / 127, dtype)
-            assert constants[graph.quantizer(node).input[1]] == expected
+            assert constants[graph.quantizer(node).input[1]] == scale_of(built, layer, dtype)
+
+
+def scale_of(built: Network, layer: Layer, dtype: np.dtype[np.floating]) -> Array:
+    """Of the input of a layer: the next number for those that have a pair of their own."""
+    scale = representable(built.ranges[layer.name].threshold / 127, dtype)
+    return np.nextafter(scale, dtype.type(np.inf)) if layer.kind in ("depthwise", "transposed") else scale
+
+
+def test_norms_read_int8_at_its_source(half: bool) -> None:
+    """Behind the depthwise convolution itself; in an up block the parts of its output are rounded and then joined."""
+    built = network("all, GRN")
+    graph = Quantized(built.int8(half).graph)
+    makers, norms = graph.makers, {node.name: node for node in graph.of_type("InstanceNormalization")}
+    readers = Counter(name for node in graph.graph.node for name in node.input)
+    for name in ("enc_block_0.0", "down_0", "bottleneck.0", "dec_block_0.0"):
+        restore = makers[norms[f"{name}.norm"].input[0]]
+        assert restore.op_type == "DequantizeLinear"
+        source = makers[makers[restore.input[0]].input[0]]
+        assert (makers[source.input[0]] if half else source).name == f"{name}.conv1"
+    node = norms["up_0.norm"]
+    for kind in (*(("Cast",) if half else ()), "Slice", "Slice", "Slice", "Reshape", "Transpose", "Reshape", "Concat"):
+        node = makers[node.input[0]]
+        if node.op_type == "DequantizeLinear":  # a cast is no movement: the quantiser stays behind it
+            break
+        assert node.op_type == kind
+        assert readers[node.output[0]] == 1
+    if half:
+        assert node.op_type == "DequantizeLinear"
+        return
+    restores = [makers[name] for name in node.input]
+    assert {restore.op_type for restore in restores} == {"DequantizeLinear"}
+    parts = [makers[makers[restore.input[0]].input[0]].name for restore in restores]
+    assert parts == [f"up_0.conv1.weight_{i}" for i in range(8)]
+    expected = representable(built.ranges["up_0.norm"].threshold / 127, SINGLE)
+    assert {float(graph.constants[restore.input[1]]) for restore in restores} == {float(expected)}
 
 
 def test_the_graph_itself_is_not_touched(built: Network, half: bool) -> None:
@@ -269,13 +312,27 @@ def test_the_graph_itself_is_not_touched(built: Network, half: bool) -> None:
 
 
 def test_layers_that_share_an_input_share_its_pair() -> None:
-    """The down block's convolution and its residual read one tensor."""
+    """The parts of a transposed convolution read one tensor."""
     graph = Quantized(network("all, GRN").int8().graph)
     convolutions = graph.convolutions()
-    shared = {convolutions[f"down_0.{name}.weight"].input[0] for name in ("conv1", "res_conv")}
-    assert len(shared) == 1
-    sources = Counter(node.input[0] for node in graph.of_type("QuantizeLinear"))
-    assert set(sources.values()) == {1}
+    assert len({convolutions[f"up_0.conv1.weight_{i}"].input[0] for i in range(8)}) == 1
+
+
+def test_depthwise_convolutions_have_a_pair_of_their_own() -> None:
+    """The down block's convolution and its residual read one tensor; equal scales would make one pair of theirs."""
+    graph = Quantized(network("all, GRN").int8().graph)
+    convolutions = graph.convolutions()
+    own, dense = (graph.quantizer(convolutions[f"down_0.{name}.weight"]) for name in ("conv1", "res_conv"))
+    assert own.input[0] == dense.input[0]
+    assert graph.constants[own.input[1]] == np.nextafter(graph.constants[dense.input[1]], SINGLE.type(np.inf))
+
+
+@pytest.mark.parametrize("levels", [63, 127])
+def test_levels_of_weights(levels: int) -> None:
+    built = network("pointwise")
+    graph = Quantized(insert(built.graph, built.chosen, built.ranges, weight_levels=levels).graph)
+    for name in graph.convolutions():
+        assert np.abs(graph.constants[name]).max() == levels
 
 
 def test_layers_may_come_in_any_order() -> None:
@@ -294,7 +351,7 @@ def test_one_input_in_two_ranges_has_two_pairs() -> None:
     graph = Quantized(model.graph)
     one, two = (graph.quantizer(graph.convolutions()[f"down_0.{name}.weight"]) for name in ("conv1", "res_conv"))
     assert one.input[0] == two.input[0]
-    assert graph.constants[two.input[1]] == pytest.approx(float(graph.constants[one.input[1]]) / 2)
+    assert graph.constants[two.input[1]] == pytest.approx(float(graph.constants[one.input[1]]) / 2, rel=1e-6)
 
 
 def test_nothing_to_quantise_changes_nothing() -> None:
@@ -308,14 +365,16 @@ def test_weights_that_the_graph_does_not_have() -> None:
     built = network("pointwise")
     name = next(iter(built.ranges))
     renamed = replace(built.chosen[name], weights=("nowhere.weight",))
-    with pytest.raises(ExportError, match=rf"no convolution with the weights nowhere\.weight of layer {name}"):
+    with pytest.raises(ExportError, match=r"no layer with the weights nowhere\.weight; leave"):
         insert(built.graph, {name: renamed}, {name: built.ranges[name]})
 
 
 def test_transposed_convolutions_are_refused() -> None:
     built = network("pointwise")
     layer = Layer("up_0.conv1", "transposed", nn.ConvTranspose3d(1, 1, 1), ("up_0.conv1.weight",))
-    with pytest.raises(ExportError, match=r"no convolution with the weights up_0\.conv1\.weight"):
+    with pytest.raises(
+        ExportError, match=r"no layer with the weights up_0\.conv1\.weight; leave layers of the kind transposed"
+    ):
         insert(built.graph, {layer.name: layer}, {layer.name: next(iter(built.ranges.values()))})
 
 
@@ -442,19 +501,21 @@ def test_weights_that_several_convolutions_share_are_refused(rng: np.random.Gene
 # What it computes -------------------------------------------------------------------------------------------------
 
 
-def run(graph: onnx.ModelProto, image: NDArray[np.generic]) -> list[NDArray[np.float32]]:
+def run(
+    graph: onnx.ModelProto, image: NDArray[np.generic], names: list[str] | None = None
+) -> list[NDArray[np.float32]]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    answers: list[NDArray[np.float32]] = session.run(None, {INPUT: image})
+    answers: list[NDArray[np.float32]] = session.run(names, {INPUT: image})
     return answers
 
 
 class Rounding:
     """A forward pre-hook: the input as INT8 holds it."""
 
-    def __init__(self, threshold: float) -> None:
-        self.scale = float(np.float32(threshold / 127))
+    def __init__(self, scale: Array) -> None:
+        self.scale = float(scale)
 
     def __call__(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
         # As QuantizeLinear: half to even, saturated; in float32, in which values are on the same side of a half.
@@ -475,7 +536,7 @@ def twin(built: Network) -> nn.Module:
     modules = dict(net.named_modules())
     for name, found in built.ranges.items():
         module = modules[name]
-        module.register_forward_pre_hook(Rounding(found.threshold))
+        module.register_forward_pre_hook(Rounding(scale_of(built, built.chosen[name], SINGLE)))
         for parameter in module.parameters():
             if parameter.dim() == 1:
                 continue
@@ -501,13 +562,15 @@ def test_every_convolution_computes_what_its_twin_does(built: Network) -> None:
     parameters = {name: value.double() for name, value in twin(built).named_parameters()}
     few = replace(built.calibration, patches=built.calibration.patches[:1])
     names = sorted({name for pair in watched.values() for name in pair if name != INPUT})
-    (values,) = observe(model, names, few)
-    values[INPUT] = few.patches[0]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    (image,) = few.patches
+    values = {INPUT: image, **dict(zip(names, run(model, image, names), strict=True))}
     for layer in built.chosen.values():
         for weight in layer.weights:
             source, result = watched[weight]
             node = convolutions[weight]
-            x = Rounding(built.ranges[layer.name].threshold)(layer.module, (torch.from_numpy(values[source]),))
+            rounding = Rounding(scale_of(built, layer, SINGLE))
+            x = rounding(layer.module, (torch.from_numpy(values[source]),))
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             dims = x.dim() - 2
             pads = attributes.get("pads", [0] * 2 * dims)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from mednext_edge.errors import DataError, ExportError
 from mednext_edge.fusion.parity import ParityConvTranspose
-from mednext_edge.quantize import ranges
+from mednext_edge.quantize import observe
 from mednext_edge.quantize.calibration import CalibrationSet
+from mednext_edge.quantize.flavour import LEVELS
 from mednext_edge.quantize.kinds import Layer, layers
-from mednext_edge.quantize.ranges import BINS, LEVELS, ActivationRange, Histogram, collect
-from tests.quantize.networks import NETWORKS, network
+from mednext_edge.quantize.ranges import BINS, ActivationRange, Histogram
+from tests.quantize.networks import NETWORKS, collect, network
 
 Array = NDArray[np.float64]
 SAMPLES = 30_000
@@ -220,7 +221,7 @@ def test_peak_and_mean_are_exact(count: int, channels: int, scale: float, seed: 
 
 
 def test_a_peak_that_the_sample_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "SAMPLED", 16)
+    monkeypatch.setattr(observe, "SAMPLED", 16)
     image = patch((1, 2, 16, 16))
     image[0, 0, 0, 1] = -70
     found = collected(image)
@@ -231,7 +232,7 @@ def test_a_peak_that_the_sample_misses_is_seen(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("sampled", [16, 64, 100, 511, 512, 513])
 def test_samples_are_spread_over_rows_and_columns(monkeypatch: pytest.MonkeyPatch, sampled: int) -> None:
     """In an image with even sides, each column of which has a value of its own, the sample meets every column."""
-    monkeypatch.setattr(ranges, "SAMPLED", sampled)
+    monkeypatch.setattr(observe, "SAMPLED", sampled)
     seen: list[Tensor] = []
     monkeypatch.setattr(Histogram, "add", lambda self, values, peak: seen.append(values.clone()))
     monkeypatch.setattr(Histogram, "threshold", lambda self: 1.0)
@@ -272,15 +273,8 @@ def test_patches_that_are_nowhere_finite(bad: float) -> None:
 
 def test_a_layer_that_the_graph_does_not_have() -> None:
     graph, layer = identity_layer(2)
-    with pytest.raises(ExportError, match=r"no convolution with the weights other\.weight"):
+    with pytest.raises(ExportError, match=r"no layer with the weights other\.weight"):
         collect(graph, [replace(layer, weights=("other.weight",))], CalibrationSet((patch(),), (), "", 0))
-
-
-def test_progress_counts_patches() -> None:
-    graph, layer = identity_layer(2)
-    told: list[tuple[int, int]] = []
-    collect(graph, [layer], CalibrationSet((patch(), patch(), patch()), (), "", 0), lambda *now: told.append(now))
-    assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def inputs_in_torch(net: nn.Module, patches: tuple[NDArray[np.float32], ...]) -> dict[str, list[Array]]:
