@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,10 @@ from mednext_edge.quantize.calibration import CalibrationSet, default_count, dra
 from mednext_edge.quantize.kinds import KINDS
 
 if TYPE_CHECKING:
-    import onnx
+    from mednext_edge.quantize.plan import Plan
 
+Choose = Callable[[Target, Job, "Plan", CalibrationSet], "Plan"]
+"""Given a target, a job with the graph before INT8, every layer that may become INT8, and the calibration patches."""
 Check = Callable[[Path, Manifest], Gate]
 """Given a finished but unpublished bundle; may add reports to it and returns the outcome of its gate."""
 
@@ -40,6 +43,7 @@ def export(
     dynamic: bool = False,
     force: bool = False,
     int8_layers: tuple[str, ...] = (),
+    choose: Choose | None = None,
     build: BuildOptions | None = None,
     check: Check | None = None,
     progress: Progress = silent,
@@ -57,6 +61,7 @@ def export(
         dynamic: let the engine take any multiple of the network's divisor.
         force: replace an existing bundle.
         int8_layers: kinds of layer to quantise, names in `quantize.kinds.KINDS`; empty leaves the choice to the target.
+        choose: decides which layers stay in float after all, such as `AccuracyControl.choose`; None quantises all.
         build: what the builders of NVIDIA's targets are told.
         check: called on the finished bundle before it is published.
         progress: told of calibration and build, as (what, steps done, steps in all).
@@ -87,9 +92,13 @@ def export(
     with writer as folder:
         dynamic = dynamic or entry.open_size or build.range is not None
         graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
+        job = Job(deploy, graph, precision, size, build, progress)
         if patches is not None:
-            graph = _quantized(graph, deploy, entry, precision, patches, int8_layers, progress)
-        engine = entry.write(Job(deploy, graph, precision, size, build, progress), folder)
+            plan = _calibrated(entry, job, patches, int8_layers)
+            if plan is not None:
+                plan = plan if choose is None else choose(entry, job, plan, patches)
+                job = replace(job, graph=plan.apply(graph))
+        engine = entry.write(job, folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
         layout = "NC" + "DHW"[-len(size) :]
@@ -175,31 +184,23 @@ def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | Ca
     return given
 
 
-def _quantized(
-    graph: onnx.ModelProto,
-    deploy: LoadedModel,
-    entry: Target,
-    precision: str,
-    patches: CalibrationSet,
-    kinds: tuple[str, ...],
-    progress: Progress,
-) -> onnx.ModelProto:
-    """What calibration patches have to say: INT8 is written into the graph, and float16 must hold every activation."""
+def _calibrated(entry: Target, job: Job, patches: CalibrationSet, kinds: tuple[str, ...]) -> Plan | None:
+    """What calibration patches have to say: the layers for INT8, and whether float16 holds every activation."""
     from mednext_edge.export.graph import fix_size, to_onnx
     from mednext_edge.quantize.headroom import check_headroom
     from mednext_edge.quantize.ptq import calibrate
 
     window = tuple(patches.patches[0].shape[2:])
-    given = tuple(dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)[2:]
+    given = tuple(dim.dim_value for dim in job.graph.graph.input[0].type.tensor_type.shape.dim)[2:]
     if not any(given):
-        fixed = fix_size(graph, window)
+        fixed = fix_size(job.graph, window)
     else:
-        fixed = graph if window == given else to_onnx(deploy, window, half=precision in entry.half)
-    if precision != "int8":
-        check_headroom(fixed, patches, partial(progress, "check float16"))
-        return graph
-    plan = calibrate(fixed, deploy.net, patches, entry.flavour, kinds=kinds, progress=partial(progress, "calibrate"))
-    return plan.apply(graph)
+        fixed = job.graph if window == given else to_onnx(job.model, window, half=job.precision in entry.half)
+    if job.precision != "int8":
+        check_headroom(fixed, patches, partial(job.progress, "check float16"))
+        return None
+    progress = partial(job.progress, "calibrate")
+    return calibrate(fixed, job.model.net, patches, entry.flavour, kinds=kinds, progress=progress)
 
 
 def target_of(name: str, precision: str | None) -> tuple[Target, str]:

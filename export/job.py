@@ -15,6 +15,7 @@ from mednext_edge.errors import AccuracyGateError, DataError, TargetUnavailableE
 from mednext_edge.evaluation.gate import GateResult
 from mednext_edge.evaluation.metrics import METRICS
 from mednext_edge.evaluation.report import Report
+from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress
@@ -24,6 +25,7 @@ from mednext_edge.task import Frozen, Task
 
 # Demo models whose images come with the package.
 DEMO_DATA = ("demo:brain-tissue",)
+ACCURACY_CONTROL = ", keep layers in float with --accuracy-control"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class ExportRequest:
         precision: None takes the target's first.
         max_drop: largest drop of `metric` against FP32, as a fraction of 1.
         int8_layers: kinds of layer to quantise; empty leaves the choice to the target.
+        accuracy_control: keep as many layers in float as `max_drop` asks for.
         build: what the builders of NVIDIA's targets are told.
         dry_run: check everything, write nothing.
     """
@@ -52,6 +55,7 @@ class ExportRequest:
     force: bool = False
     dynamic: bool = False
     int8_layers: tuple[str, ...] = ()
+    accuracy_control: bool = False
     build: BuildOptions = field(default_factory=BuildOptions)
     dry_run: bool = False
 
@@ -120,6 +124,11 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         "validation": f"{len(cases)} cases" if cases else "none",
         "out": str(out),
     }
+    control = None
+    if request.accuracy_control:
+        if precision != "int8":
+            raise UsageError(f"found --accuracy-control with precision {precision}; it belongs to --int8")
+        control = AccuracyControl(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
     if request.dry_run:
         return ExportOutcome(path=out, written=False, seconds=time.monotonic() - start, plan=plan)
 
@@ -132,7 +141,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             patch=patch,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
-    proof = Proof(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
+    proof = Proof(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress, control=control)
     progress("convert", 0, 0)
     export(
         model,
@@ -144,6 +153,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         dynamic=request.dynamic,
         force=request.force,
         int8_layers=request.int8_layers,
+        choose=None if control is None else control.choose,
         build=request.build,
         check=proof.check,
         progress=progress,
@@ -161,7 +171,8 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     if proof.gate is not None and proof.gate.status == "failed":
         raise GateFailure(
             f"{proof.gate.reason}; {out} is kept, marked as failed, with its report. "
-            "Allow the drop with --max-drop, calibrate on more data, or export at a higher precision",
+            f"Allow the drop with --max-drop, calibrate on more data{ACCURACY_CONTROL if control is None else ''}, "
+            "or export at a higher precision",
             outcome,
         )
     if manifest.engine.status == "deferred" and not request.build.defer:

@@ -32,6 +32,15 @@ def write(job: Job, folder: Path) -> Engine:
     return Engine(file=FILE, provider="onnxruntime", provider_version=version("onnxruntime"))
 
 
+def trial(job: Job) -> Session:
+    """The graph in ONNX Runtime, from memory."""
+    from mednext_edge.runtime.onnx_session import OnnxSession
+
+    session = OnnxSession(job.graph.SerializeToString(), job.model.task, job.precision)
+    session.patch = session.patch or job.patch
+    return session
+
+
 def save(graph: onnx.ModelProto, path: Path) -> None:
     """Write a graph, with a file of its own for the weights where one protobuf cannot hold them, and check it.
 
@@ -64,6 +73,7 @@ TARGETS.add(
         write=write,
         layers=layers,
         flavour=CPU,
+        trial=trial,
         half=("fp16",),
     ),
 )

@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mednext_edge.bundle import Engine
 from mednext_edge.errors import ExportError
@@ -13,6 +14,9 @@ from mednext_edge.evaluation.report import Fallback, Layers
 from mednext_edge.export.targets import TARGETS, Job, Target
 from mednext_edge.quantize.flavour import CPU
 from mednext_edge.runtime.session import Session
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 FILE = "model.xml"
 
@@ -25,16 +29,29 @@ def write(job: Job, folder: Path) -> Engine:
     """
     import openvino as ov
 
+    ov.save_model(_converted(job), folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
+    return Engine(file=FILE, provider="openvino", provider_version=version("openvino"))
+
+
+def trial(job: Job) -> Session:
+    """The engine itself, from memory."""
+    from mednext_edge.runtime.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(_converted(job), job.model.task, job.precision, patch=job.patch)
+
+
+def _converted(job: Job) -> ov.Model:
+    import openvino as ov
+
     from mednext_edge.export.depth_to_space import use_depth_to_space
 
     try:
         # Unlike `read_model`, this folds constants.
         model = ov.convert_model(io.BytesIO(job.graph.SerializeToString()))
         use_depth_to_space(model)
-        ov.save_model(model, folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert this network: {error}") from error
-    return Engine(file=FILE, provider="openvino", provider_version=version("openvino"))
+    return model
 
 
 def layers(session: Session, file: Path) -> Layers:
@@ -74,6 +91,7 @@ TARGETS.add(
         write=write,
         layers=layers,
         flavour=CPU,
+        trial=trial,
         open_size=True,
     ),
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mednext_edge.bundle import Gate, Manifest
 from mednext_edge.data.dataset import Case
@@ -23,6 +24,9 @@ from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.runtime.engines import OpenOptions, open_engine
 from mednext_edge.runtime.session import Session
 
+if TYPE_CHECKING:
+    from mednext_edge.export.control import AccuracyControl
+
 REPORT, TEXT, PICTURE = "report.json", "report.md", "comparison.png"
 # Timed patches: at least 5, more when they are small.
 LATENCY_ROUNDS, LATENCY_VOXELS = 5, 2**22
@@ -37,6 +41,7 @@ class Proof:
         metric: what must not drop, a name in METRICS.
         max_drop: largest drop, as a fraction of 1.
         progress: told of every step.
+        control: what chose the layers in INT8, if anything did; its reports join the others.
 
     Attributes:
         report, gate: what came of it; None before `check`.
@@ -50,8 +55,10 @@ class Proof:
         metric: str,
         max_drop: float,
         progress: Progress,
+        control: AccuracyControl | None = None,
     ) -> None:
         self.baseline, self.cases, self.progress = baseline, cases, progress
+        self.control = control
         self.metric, self.max_drop = metric, max_drop
         self.report: Report | None = None
         self.gate: GateResult | None = None
@@ -69,6 +76,9 @@ class Proof:
             layers = TARGETS[manifest.target].layers(session, folder / manifest.engine.file)
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
         self.report = report.model_copy(update={"layers": layers, "size_mb": size, "stand_in": stand_in})
+        if self.control is not None:
+            self.report = self.control.describe(self.report)
+            self.control.write(folder)
         self.gate = check_gate(self.report, self.metric, self.max_drop)
         (folder / REPORT).write_text(self.report.to_json(), encoding="utf-8")
         text = to_markdown(self.report)

@@ -94,6 +94,7 @@ class Target:
         half: precisions whose graph computes in float16; calibration patches, where they are at hand, show whether it
             can hold every activation.
         flavour: how its engines want INT8.
+        trial: opens a graph as its engines would run it, or nearly so, without writing a file.
         stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """
 
@@ -105,6 +106,7 @@ class Target:
     write: Callable[[Job, Path], Engine]
     layers: Callable[[Session, Path], Layers]
     flavour: Flavour
+    trial: Callable[[Job], Session]
     open_size: bool = False
     half: tuple[str, ...] = ()
     check: Callable[[BuildOptions, str], None] | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mednext_edge.bundle import Engine, Manifest, Plan
 from mednext_edge.errors import TargetUnavailableError, UsageError
 from mednext_edge.evaluation.report import Fallback, Layers
+from mednext_edge.export.onnx import save, trial
 from mednext_edge.export.placement import placement
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target
 from mednext_edge.nvidia.architectures import PORTABLE, check_archs, normalize
@@ -147,7 +148,6 @@ def local_device() -> bool:
 def _write_graph(job: Job, folder: Path, provider: Provider) -> BuildRecipe:
     """Write `model.onnx` and `build.json`."""
     from mednext_edge.export.graph import INPUT
-    from mednext_edge.export.onnx import save
 
     save(job.graph, folder / GRAPH)
     low, high = job.build.range or (job.patch, job.patch)
@@ -268,6 +268,7 @@ TARGETS.add(
         layers=layers,
         check=check_local,
         flavour=NVIDIA,
+        trial=trial,
         half=("fp16", "int8"),
         stand_in=stand_in,
     ),
@@ -284,6 +285,7 @@ TARGETS.add(
         layers=layers,
         check=check_cross,
         flavour=NVIDIA,
+        trial=trial,
         half=("fp16", "int8"),
         stand_in=stand_in,
     ),

@@ -70,17 +70,12 @@ def observe(
     Raises:
         ExportError: ONNX Runtime refuses the graph.
     """
-    watched = widen(graph)
+    watched = onnx.ModelProto()
+    watched.CopyFrom(graph)
     watches = dict.fromkeys(extremes, False) | dict.fromkeys(samples, True)
     for name, whole in watches.items():
         _watch(watched.graph, name, whole)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # a second arena, as large as the first
-    try:
-        session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-        raise ExportError(f"ONNX Runtime cannot load the float graph to observe it: {error}") from error
+    session = open_graph(watched)
     feed = session.get_inputs()[0].name
     wanted = [f"{name}{part}" for name, whole in watches.items() for part in (EVERY if whole else EXTREMES)]
     for done, patch in enumerate(calibration.patches, 1):
@@ -91,6 +86,21 @@ def observe(
         }
         if progress is not None:
             progress(done, len(calibration.patches))
+
+
+def open_graph(graph: onnx.ModelProto) -> ort.InferenceSession:
+    """A graph in ONNX Runtime, float16 as float32.
+
+    Raises:
+        ExportError: ONNX Runtime refuses it.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # a second arena, as large as the first
+    try:
+        return ort.InferenceSession(widen(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+        raise ExportError(f"ONNX Runtime cannot load the graph to observe it: {error}") from error
 
 
 def _watch(graph: onnx.GraphProto, name: str, whole: bool) -> None:

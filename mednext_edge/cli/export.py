@@ -113,6 +113,13 @@ def export(
             help=f"Layers to quantise, of {', '.join(INT8_LAYERS)}. [default: all; for NVIDIA pointwise]",
         ),
     ] = None,
+    accuracy_control: Annotated[
+        bool,
+        typer.Option(
+            "--accuracy-control",
+            help="Keep the most sensitive layers in float, as many as --max-drop asks for.",
+        ),
+    ] = False,
     min_patch: Annotated[
         str | None,
         typer.Option(
@@ -186,6 +193,7 @@ def export(
 
     - `mednext-export --target openvino --int8`
     - `mednext-export nnUNet_results/.../fold_0 --target openvino --int8 --calib DATA --validate DATA`
+    - `mednext-export demo:hippocampus --target onnx --int8 --accuracy-control --calib DATA --validate DATA`
     - `mednext-export model.pth --target onnx --precision fp32 --out model.onnx-fp32`
     - `mednext-export --target trt --int8 --defer-build`, then on the device `mednext-edge build brain-tissue.trt-int8`
     - `mednext-export --target trt-rtx --gpu-arch 8.6,8.9,12.0`
@@ -218,6 +226,7 @@ def export(
             version_compatible=version_compatible,
         ),
         int8_layers=parse_names(int8_layers),
+        accuracy_control=accuracy_control,
         dry_run=dry_run,
     )
     tell = emit_json if json else _show

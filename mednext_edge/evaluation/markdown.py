@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mednext_edge.environment import Environment
-from mednext_edge.evaluation.report import Accuracy, Drop, Latency, Layers, Report, Scores
+from mednext_edge.evaluation.report import Accuracy, Control, Drop, Latency, Layers, Report, Scores
 
 NOTICE = "Research software, not a medical device: not for diagnosis or treatment."
 
@@ -20,6 +20,8 @@ def to_markdown(report: Report) -> str:
     sections += _speed(report)
     if report.layers is not None:
         sections += _layers(report.layers)
+    if report.control is not None:
+        sections += _control(report.control)
     sections += _cases(report)
     sections += _environment(report.environment)
     return "\n\n".join(sections) + "\n"
@@ -115,6 +117,20 @@ def _layers(layers: Layers) -> list[str]:
         rows = [[f"`{layer.name}`", layer.asked, layer.got, layer.reason] for layer in layers.fallbacks]
         found += ["Layers that do not run as asked:", _table(["layer", "asked", "got", "reason"], rows)]
     return found
+
+
+def _control(control: Control) -> list[str]:
+    rows = [
+        [str(trial.float_layers), _score(trial.drop), _score(trial.upper), "passed" if trial.passed else "failed"]
+        for trial in sorted(control.trials, key=lambda trial: trial.float_layers)
+    ]
+    kept = ", ".join(f"`{name}`" for name in control.float_layers) or "none"
+    end = "" if control.reached else " The gate was not reached; this is the best that was found."
+    return [
+        "## Accuracy control",
+        f"Allowed drop of {control.metric}: {_score(control.max_drop)}. Layers kept in float: {kept}.{end}",
+        _table(["layers in float", "mean drop", "upper end of the 95 % interval", "gate"], rows),
+    ]
 
 
 def _cases(report: Report) -> list[str]:

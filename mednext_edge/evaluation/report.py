@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import ConfigDict
 
 from mednext_edge.environment import Environment
+from mednext_edge.quantize.control import Trial
 from mednext_edge.task import Frozen
 
 Score = float | None
@@ -120,6 +121,23 @@ class Layers(Part):
     reformats: int | None = None
 
 
+class Control(Part):
+    """What accuracy control decided.
+
+    Attributes:
+        metric, max_drop: of the gate.
+        reached: whether a trial passed; if not, the best one was kept.
+        float_layers: names of the layers that stay in float.
+        trials: every choice that was measured.
+    """
+
+    metric: str
+    max_drop: float
+    reached: bool
+    float_layers: tuple[str, ...]
+    trials: tuple[Trial, ...]
+
+
 class Report(Part):
     """Everything measured; `peak_memory_mb` and `size_mb` are in 1e6 bytes.
 
@@ -135,6 +153,7 @@ class Report(Part):
     peak_memory_mb: float | None = None
     size_mb: float | None = None
     layers: Layers | None = None
+    control: Control | None = None
     environment: Environment
 
     def to_json(self) -> str:

@@ -114,13 +114,13 @@ def test_patches_are_taken_one_by_one(graph: onnx.ModelProto) -> None:
 
 
 def test_a_tensor_that_the_graph_does_not_have(graph: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the float graph to observe it: .*nowhere"):
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the graph to observe it: .*nowhere"):
         next(observe(graph, patches(1), extremes=["nowhere"]))
 
 
 def test_an_operator_that_is_not_known(graph: onnx.ModelProto) -> None:
     graph.graph.node[1].op_type = "Wobble"
-    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the float graph to observe it: .*Wobble"):
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load the graph to observe it: .*Wobble"):
         next(observe(graph, patches(1), extremes=["twice"]))
 
 

@@ -1,0 +1,151 @@
+"""INT8 under a gate: which layers stay in float so that a metric holds on real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mednext_edge.data.dataset import Case
+from mednext_edge.errors import UsageError
+from mednext_edge.evaluation.bootstrap import Table, mean_drop, paired_interval
+from mednext_edge.evaluation.report import Control, Report
+from mednext_edge.evaluation.validate import validate
+from mednext_edge.export.baseline import baseline_session
+from mednext_edge.export.targets import Job, Progress, Target
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.quantize.calibration import CalibrationSet
+from mednext_edge.quantize.control import Trial, control
+from mednext_edge.quantize.plan import Plan
+from mednext_edge.quantize.sensitivity import Sensitivity, crop, measure
+from mednext_edge.runtime.session import Session
+
+FILE = "sensitivity.json"
+# Sensitivity gives an order, for which parts of patches do: two of them, and no more than 64 voxels a side.
+PATCHES, SIDE = 2, 64
+KEPT = "accuracy control keeps it in float"
+
+
+class AccuracyControl:
+    """Chooses the layers of one export.
+
+    Args:
+        model: before the export; what a drop is measured from.
+        cases: images with labels, to decide on.
+        metric: a name in METRICS.
+        max_drop: largest drop, as a fraction of 1; the upper end of its 95 % interval is what counts.
+        progress: told of every step.
+
+    Attributes:
+        result: for the report; None before `choose`.
+
+    Raises:
+        UsageError: no case has labels.
+    """
+
+    def __init__(
+        self, model: LoadedModel, cases: Sequence[Case], *, metric: str, max_drop: float, progress: Progress
+    ) -> None:
+        self.model, self.metric, self.max_drop, self.progress = model, metric, max_drop, progress
+        self.cases = [case for case in cases if case.labels is not None]
+        if not self.cases:
+            raise UsageError("found --accuracy-control without labelled images to decide on; give --validate DATA")
+        self.result: Control | None = None
+        self.sensitivities: tuple[Sensitivity, ...] = ()
+        self._names: dict[str, str] = {}  # of nodes, by their outputs
+
+    def choose(self, entry: Target, job: Job, plan: Plan, calibration: CalibrationSet) -> Plan:
+        """The plan with as few layers in float as the gate asks for.
+
+        Args:
+            entry: of the target.
+            job: with the graph before INT8 is written into it.
+            plan: every layer that may become INT8.
+            calibration: patches to measure sensitivity on.
+
+        Raises:
+            ExportError: an engine refuses a graph.
+            DataError: no class of any case has a score of both models.
+        """
+        self._names = {name: node.name for node in job.graph.graph.node for name in node.output}
+        measured = self._sensitivities(job, plan, calibration)
+        order = [found.name for found in sorted(measured, key=lambda found: found.price, reverse=True)]
+        with baseline_session(self.model, job.patch) as session:
+            baseline = self._scores(session, "validate in FP32")
+
+        def attempt(kept: Sequence[str]) -> Trial:
+            chosen = replace(job, graph=plan.keeping(kept).apply(job.graph))
+            with entry.trial(chosen) as session:
+                scores = self._scores(session, f"validate with {len(kept)} of {len(order)} layers in float")
+            interval = paired_interval(baseline, scores)
+            drop, upper = mean_drop(baseline, scores), interval and interval[1]
+            passed = (drop if upper is None else upper) <= self.max_drop
+            return Trial(float_layers=len(kept), drop=drop, upper=upper, passed=passed)
+
+        kept, trials = control(order, attempt)
+        self.sensitivities = tuple(_decided(found, kept) for found in measured)
+        self.result = Control(
+            metric=self.metric,
+            max_drop=self.max_drop,
+            reached=any(trial.passed for trial in trials),
+            float_layers=tuple(kept),
+            trials=tuple(trials),
+        )
+        return plan.keeping(kept)
+
+    def describe(self, report: Report) -> Report:
+        """A report with what was decided, and why the layers in float are."""
+        if self.result is None:
+            return report
+        layers = report.layers
+        if layers is not None:
+            kept = tuple(f"{name}." for name in self.result.float_layers)
+            named = (
+                # An engine joins the names of what it computes at once; the parts of a parity form have one each; and
+                # OpenVINO calls the last layer by the name of the output.
+                fallback.model_copy(update={"reason": KEPT})
+                if any(f"{self._names.get(part, part)}.".startswith(kept) for part in fallback.name.split(","))
+                else fallback
+                for fallback in layers.fallbacks
+            )
+            layers = layers.model_copy(update={"fallbacks": tuple(named)})
+        return report.model_copy(update={"layers": layers, "control": self.result})
+
+    def write(self, folder: Path) -> None:
+        """Put `sensitivity.json` into a bundle's folder."""
+        listed = [found.model_dump() for found in self.sensitivities]
+        (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+
+    def _sensitivities(self, job: Job, plan: Plan, calibration: CalibrationSet) -> list[Sensitivity]:
+        from mednext_edge.export.graph import to_onnx
+
+        spec = job.model.task.model
+        divisor = FAMILIES[spec.family].divisor(spec)
+        window = calibration.patches[0].shape[2:]
+        most = max(2 * divisor, SIDE // divisor * divisor)
+        size = tuple(min(n, most) for n in window)
+        patches = [crop(patch, size) for patch in calibration.patches[:PATCHES]]
+        half = any(init.data_type == 10 for init in job.graph.graph.initializer)
+        return measure(
+            to_onnx(job.model, size, half=half), plan, patches, partial(self.progress, "measure sensitivity")
+        )
+
+    def _scores(self, session: Session, what: str) -> Table:
+        """[cases, classes]"""
+        report = validate(session, self.cases, progress=lambda _, done, total: self.progress(what, done, total))
+        scores = [(case.dice if self.metric == "dice" else case.nsd) or {} for case in report.per_case]
+        names = [name for name, value in session.task.labels.items() if value != 0]
+        missing = float("nan")
+        return np.array([[missing if (s := case.get(name)) is None else s for name in names] for case in scores])
+
+
+def _decided(found: Sensitivity, kept: Sequence[str]) -> Sensitivity:
+    if found.name not in kept:
+        return found
+    reason = f"the gate asks for it: number {kept.index(found.name) + 1} by error for gain"
+    return found.model_copy(update={"decision": "float", "reason": reason})

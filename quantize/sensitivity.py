@@ -1,0 +1,155 @@
+"""What each layer costs and gains alone in INT8: the order in which accuracy control gives layers back to float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from mednext_edge.quantize.calibration import Array
+from mednext_edge.quantize.kinds import Layer, find
+from mednext_edge.quantize.observe import open_graph
+from mednext_edge.quantize.plan import Plan
+from mednext_edge.task import Frozen
+
+# Multiply-adds in the time of one byte to or from memory: 10 operations a byte, the ridge of two AVX-512 cores in
+# float32; 14 to 28 on a GPU.
+BALANCE = 5.0
+FLOAT, INT8 = 4, 1
+
+
+class Sensitivity(Frozen):
+    """One layer alone in INT8, all others in float32.
+
+    Attributes:
+        name, kind: of the layer.
+        macs: multiply-adds for one patch.
+        bytes: that it reads and writes in float32 for one patch, weights included.
+        gain: what INT8 takes from its time, as a share of what it takes from all layers', by a roofline.
+        nmse: squared error of the network's logits over their square, against float32.
+        cosine: between the network's logits and those in float32.
+        dice_drop: 1 minus the Dice of the labels against float32's; None where neither has foreground.
+        decision: what the layer runs in.
+        reason: for the decision.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    bytes: int
+    gain: float
+    nmse: float
+    cosine: float
+    dice_drop: float | None
+    decision: Literal["int8", "float"] = "int8"
+    reason: str = "nothing spoke against it"
+
+    @property
+    def price(self) -> float:
+        """Error for what is gained; layers with the highest price are given back first."""
+        return self.nmse / self.gain if self.gain > 0 else math.inf
+
+
+def measure(
+    graph: onnx.ModelProto,
+    plan: Plan,
+    patches: Sequence[Array],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sensitivity]:
+    """Run the network once for every layer and patch.
+
+    Args:
+        graph: float32 or float16 without INT8, of the patches' shape.
+        plan: the layers.
+        patches: [1, C, *size].
+        progress: called as (layers done, layers in all).
+
+    Returns:
+        One entry a layer, in the plan's order.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph.
+    """
+    exact = list(_answers(graph, patches))
+    costs = {name: _cost(graph, plan.layers[name]) for name in plan.ranges}
+    whole = sum(saved for *_, saved in costs.values()) or 1.0
+    result = []
+    for done, name in enumerate(plan.ranges, 1):
+        alone = plan.keeping(set(plan.ranges) - {name})
+        nmse, cosine, dice_drop = _compare(exact, _answers(alone.apply(graph), patches))
+        macs, moved, saved = costs[name]
+        result.append(
+            Sensitivity(
+                name=name,
+                kind=plan.layers[name].kind,
+                macs=macs,
+                bytes=moved,
+                gain=saved / whole,
+                nmse=nmse,
+                cosine=cosine,
+                dice_drop=dice_drop,
+            )
+        )
+        if progress is not None:
+            progress(done, len(plan.ranges))
+    return result
+
+
+def crop(patch: Array, size: Sequence[int]) -> Array:
+    """The centre of a patch [1, C, *spatial]; `size` is no larger than it."""
+    middle = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(patch.shape[2:], size, strict=True))
+    return np.ascontiguousarray(patch[(slice(None), slice(None), *middle)])
+
+
+def _answers(graph: onnx.ModelProto, patches: Sequence[Array]) -> Iterator[Array]:
+    session = open_graph(graph)
+    feed = session.get_inputs()[0].name
+    for patch in patches:
+        yield session.run(None, {feed: patch})[0]
+
+
+def _compare(exact: Sequence[Array], found: Iterator[Array]) -> tuple[float, float, float | None]:
+    """NMSE, cosine and 1 - Dice of logits [1, classes, *spatial], over all patches together."""
+    sums = np.zeros(4)
+    overlap: NDArray[np.float64] = np.zeros((2, exact[0].shape[1]))
+    for a, b in zip(exact, found, strict=True):
+        x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+        sums += x @ x, y @ y, x @ y, (x - y) @ (x - y)
+        one, two = a.argmax(1), b.argmax(1)
+        for label in range(1, len(overlap[0])):
+            overlap[:, label] += (
+                2 * ((one == label) & (two == label)).sum(),
+                (one == label).sum() + (two == label).sum(),
+            )
+    present = overlap[1] > 0
+    dice = float((overlap[0, present] / overlap[1, present]).mean()) if present.any() else None
+    nmse = sums[3] / sums[0] if sums[0] > 0 else math.inf
+    cosine = sums[2] / math.sqrt(sums[0] * sums[1]) if sums[0] * sums[1] > 0 else 0.0
+    return float(nmse), float(cosine), None if dice is None else 1 - dice
+
+
+def _cost(graph: onnx.ModelProto, layer: Layer) -> tuple[int, int, float]:
+    """Multiply-adds, bytes in float32, and the time that INT8 saves, in bytes."""
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    constants = {
+        init.name: numpy_helper.to_array(init) for init in graph.graph.initializer if init.name in layer.weights
+    }
+    macs = read = written = 0
+    for i, node in enumerate(find(graph.graph, layer)):
+        out = math.prod(sizes[node.output[0]])
+        written += out
+        read += math.prod(sizes[node.input[0]]) if i == 0 else 0  # the parts of a parity form share their input
+        if layer.weights:
+            weights = constants[node.input[1]]
+            read += weights.size
+            macs += out * weights[0].size
+    before = max(macs / BALANCE, FLOAT * (read + written))
+    after = max(macs / BALANCE / FLOAT, INT8 * read + FLOAT * written)
+    return macs, FLOAT * (read + written), before - after
