@@ -25,6 +25,11 @@ def stock_session(
         net: in its training form; None takes random weights, which decide what it answers, not how long it takes.
         threads: CPU threads; None lets OpenVINO choose.
     """
+    return OpenVinoSession(stock_model(task, patch, net=net), task, "fp32", threads=threads)
+
+
+def stock_model(task: Task, patch: Sequence[int], *, net: nn.Module | None = None) -> ov.Model:
+    """The same, not yet compiled."""
     net = (build(task.model) if net is None else net).eval()
     if isinstance(net, MedNeXt):
         net.do_ds = False
@@ -32,5 +37,4 @@ def stock_session(
     with torch.no_grad(), warnings.catch_warnings():
         # The tracer warns that the shape checks inside PyTorch's norms become constants, as they should.
         warnings.simplefilter("ignore")
-        model = ov.convert_model(net, example_input=torch.zeros(shape), input=[shape])
-    return OpenVinoSession(model, task, "fp32", threads=threads)
+        return ov.convert_model(net, example_input=torch.zeros(shape), input=[shape])
