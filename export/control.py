@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,15 @@ from mednext_edge.evaluation.bootstrap import Table, mean_drop, paired_interval
 from mednext_edge.evaluation.report import Control, Report
 from mednext_edge.evaluation.validate import validate
 from mednext_edge.export.baseline import baseline_session
+from mednext_edge.export.sensitivity import FILE, layer_by_layer
 from mednext_edge.export.targets import Job, Progress, Target
-from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.control import Trial, control
 from mednext_edge.quantize.plan import Plan
-from mednext_edge.quantize.sensitivity import Sensitivity, crop, measure
+from mednext_edge.quantize.sensitivity import Sensitivity
 from mednext_edge.runtime.session import Session
 
-FILE = "sensitivity.json"
-# Sensitivity gives an order, for which parts of patches do: two of them, and no more than 64 voxels a side.
-PATCHES, SIDE = 2, 64
 KEPT = "accuracy control keeps it in float"
 
 
@@ -73,7 +69,8 @@ class AccuracyControl:
             DataError: no class of any case has a score of both models.
         """
         self._names = {name: node.name for node in job.graph.graph.node for name in node.output}
-        measured = self._sensitivities(job, plan, calibration)
+        half = job.precision in entry.half
+        measured = list(layer_by_layer(job.model, plan, calibration, half=half, progress=self.progress))
         order = [found.name for found in sorted(measured, key=lambda found: found.price, reverse=True)]
         with baseline_session(self.model, job.patch) as session:
             baseline = self._scores(session, "validate in FP32")
@@ -118,22 +115,8 @@ class AccuracyControl:
 
     def write(self, folder: Path) -> None:
         """Put `sensitivity.json` into a bundle's folder."""
-        listed = [found.model_dump() for found in self.sensitivities]
+        listed = {"layers": [found.model_dump() for found in self.sensitivities]}
         (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-
-    def _sensitivities(self, job: Job, plan: Plan, calibration: CalibrationSet) -> list[Sensitivity]:
-        from mednext_edge.export.graph import to_onnx
-
-        spec = job.model.task.model
-        divisor = FAMILIES[spec.family].divisor(spec)
-        window = calibration.patches[0].shape[2:]
-        most = max(2 * divisor, SIDE // divisor * divisor)
-        size = tuple(min(n, most) for n in window)
-        patches = [crop(patch, size) for patch in calibration.patches[:PATCHES]]
-        half = any(init.data_type == 10 for init in job.graph.graph.initializer)
-        return measure(
-            to_onnx(job.model, size, half=half), plan, patches, partial(self.progress, "measure sensitivity")
-        )
 
     def _scores(self, session: Session, what: str) -> Table:
         """[cases, classes]"""

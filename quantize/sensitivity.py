@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -56,48 +56,42 @@ class Sensitivity(Frozen):
 
 
 def measure(
-    graph: onnx.ModelProto,
-    plan: Plan,
-    patches: Sequence[Array],
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Sensitivity]:
+    graph: onnx.ModelProto, plan: Plan, patches: Sequence[Array], known: Collection[str] = ()
+) -> Iterator[Sensitivity]:
     """Run the network once for every layer and patch.
 
     Args:
         graph: float32 or float16 without INT8, of the patches' shape.
         plan: the layers.
         patches: [1, C, *size].
-        progress: called as (layers done, layers in all).
+        known: names of layers to leave out.
 
-    Returns:
+    Yields:
         One entry a layer, in the plan's order.
 
     Raises:
         ExportError: ONNX Runtime refuses the graph.
     """
+    wanted = [name for name in plan.ranges if name not in known]
+    if not wanted:
+        return
     exact = list(_answers(graph, patches))
     costs = {name: _cost(graph, plan.layers[name]) for name in plan.ranges}
     whole = sum(saved for *_, saved in costs.values()) or 1.0
-    result = []
-    for done, name in enumerate(plan.ranges, 1):
+    for name in wanted:
         alone = plan.keeping(set(plan.ranges) - {name})
         nmse, cosine, dice_drop = _compare(exact, _answers(alone.apply(graph), patches))
         macs, moved, saved = costs[name]
-        result.append(
-            Sensitivity(
-                name=name,
-                kind=plan.layers[name].kind,
-                macs=macs,
-                bytes=moved,
-                gain=saved / whole,
-                nmse=nmse,
-                cosine=cosine,
-                dice_drop=dice_drop,
-            )
+        yield Sensitivity(
+            name=name,
+            kind=plan.layers[name].kind,
+            macs=macs,
+            bytes=moved,
+            gain=saved / whole,
+            nmse=nmse,
+            cosine=cosine,
+            dice_drop=dice_drop,
         )
-        if progress is not None:
-            progress(done, len(plan.ranges))
-    return result
 
 
 def crop(patch: Array, size: Sequence[int]) -> Array:

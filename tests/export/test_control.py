@@ -80,7 +80,7 @@ def test_as_many_layers_stay_in_float_as_the_gate_asks_for(
         4: True,
         3: True,
     }
-    entries = json.loads((outcome.path / "sensitivity.json").read_text())
+    entries = json.loads((outcome.path / "sensitivity.json").read_text())["layers"]
     by_price = sorted(entries, key=lambda e: e["nmse"] / e["gain"], reverse=True)
     assert [entry["name"] for entry in by_price[:3]] == list(found.float_layers)
     assert {entry["name"] for entry in entries if entry["decision"] == "float"} == set(found.float_layers)

@@ -1,0 +1,189 @@
+"""What every layer of a checkpoint costs and gains alone in INT8, as a job that can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterator
+from functools import partial
+from pathlib import Path
+
+from mednext_edge.checkpoints import load
+from mednext_edge.data.dataset import open_dataset
+from mednext_edge.errors import DataError, UsageError
+from mednext_edge.export.export import check_kinds, check_patch, target_of
+from mednext_edge.export.targets import Progress
+from mednext_edge.fusion import fuse
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.quantize.calibration import CalibrationSet, default_count, draw
+from mednext_edge.quantize.plan import Plan
+from mednext_edge.quantize.sensitivity import Sensitivity, crop, measure
+from mednext_edge.task import Frozen
+
+FILE, PLOT = "sensitivity.json", "sensitivity.png"
+# Sensitivity gives an order, for which parts of patches do: two of them, and no more than 64 voxels a side.
+PATCHES, SIDE = 2, 64
+
+
+class SensitivityReport(Frozen):
+    """`sensitivity.json`: the layers measured so far.
+
+    Attributes:
+        key: digest of everything that the figures depend on; a job goes on with its own file alone.
+        checkpoint, target: what was measured.
+        patch: spatial size that it was measured at.
+        complete: whether every layer is there.
+        layers: in the order of the network.
+    """
+
+    key: str
+    checkpoint: str
+    target: str
+    patch: tuple[int, ...]
+    complete: bool
+    layers: tuple[Sensitivity, ...]
+
+
+def run_sensitivity(
+    checkpoint: str,
+    *,
+    target: str,
+    calib: str,
+    out: Path,
+    int8_layers: tuple[str, ...] = (),
+    patch: tuple[int, ...] | None = None,
+    calib_samples: int | None = None,
+    minutes: float | None = None,
+    progress: Progress,
+) -> SensitivityReport:
+    """Measure every layer, and write `sensitivity.json` after each of them and `sensitivity.png` at the end.
+
+    Args:
+        checkpoint: as `load` takes it.
+        target: whose INT8.
+        calib: images to calibrate on.
+        out: folder; figures of the same job that lie there are gone on with.
+        int8_layers: kinds of layer, in place of the target's.
+        patch: to calibrate on; None takes the checkpoint's.
+        calib_samples: calibration patches; None chooses.
+        minutes: after which no further layer is begun; None goes on to the end.
+
+    Raises:
+        UsageError: `out` holds the figures of another job.
+        DataError: unusable images, or a file there that is no such report.
+    """
+    from mednext_edge.export.graph import to_onnx
+    from mednext_edge.quantize.ptq import calibrate
+
+    start = time.monotonic()
+    entry, _ = target_of(target, "int8")
+    check_kinds(int8_layers, "int8")
+    progress("load", 0, 1)
+    model = load(checkpoint)
+    progress("load", 1, 1)
+    size = check_patch(model, patch)
+    patches = draw(
+        open_dataset(calib).training,
+        model.task,
+        calib_samples or default_count(size),
+        patch=size,
+        progress=partial(progress, "draw calibration patches"),
+    )
+    parts = (model.source.sha256, target, sorted(int8_layers), patches.sha256, size, PATCHES, SIDE)
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    before = _read(out / FILE, key)
+    deploy = fuse(model, optional=entry.rewrites)
+    half = "int8" in entry.half
+    progress("convert", 0, 0)
+    graph = to_onnx(deploy, size, half=half)
+    plan = calibrate(
+        graph, deploy.net, patches, entry.flavour, kinds=int8_layers, progress=partial(progress, "calibrate")
+    )
+    known = {found.name: found for found in before}
+
+    def report() -> SensitivityReport:
+        layers = tuple(known[name] for name in plan.ranges if name in known)
+        complete = len(layers) == len(plan.ranges)
+        return SensitivityReport(
+            key=key,
+            checkpoint=checkpoint,
+            target=target,
+            patch=small_patch(model, size),
+            complete=complete,
+            layers=layers,
+        )
+
+    out.mkdir(parents=True, exist_ok=True)
+    for found in layer_by_layer(deploy, plan, patches, half=half, known=tuple(known), progress=progress):
+        known[found.name] = found
+        _write(out / FILE, report())
+        if minutes is not None and time.monotonic() - start > 60 * minutes:
+            break
+    done = report()
+    if done.layers:
+        from mednext_edge.export.sensitivity_plot import plot
+
+        plot(done.layers, out / PLOT)
+    return done
+
+
+def layer_by_layer(
+    deploy: LoadedModel,
+    plan: Plan,
+    calibration: CalibrationSet,
+    *,
+    half: bool,
+    known: Collection[str] = (),
+    progress: Progress,
+) -> Iterator[Sensitivity]:
+    """Measure the layers of a plan on the middle of the first calibration patches.
+
+    Args:
+        deploy: the network in deploy form.
+        plan: its layers.
+        calibration: patches.
+        half: whether what is not INT8 computes in float16.
+        known: names of layers to leave out.
+    """
+    from mednext_edge.export.graph import to_onnx
+
+    size = small_patch(deploy, calibration.patches[0].shape[2:])
+    patches = [crop(patch, size) for patch in calibration.patches[:PATCHES]]
+    found = measure(to_onnx(deploy, size, half=half), plan, patches, known)
+    for done, layer in enumerate(found, 1 + len(known)):
+        progress("measure sensitivity", done, len(plan.ranges))
+        yield layer
+
+
+def small_patch(model: LoadedModel, window: tuple[int, ...]) -> tuple[int, ...]:
+    """The part of a window that sensitivity is measured on."""
+    spec = model.task.model
+    divisor = FAMILIES[spec.family].divisor(spec)
+    most = max(2 * divisor, SIDE // divisor * divisor)
+    return tuple(min(n, most) for n in window)
+
+
+def _read(file: Path, key: str) -> tuple[Sensitivity, ...]:
+    """The layers that a job before this one measured."""
+    if not file.exists():
+        return ()
+    try:
+        found = SensitivityReport.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"{file} is no report of sensitivity ({error}); move it away, or choose another --out"
+        ) from error
+    if found.key != key:
+        raise UsageError(
+            f"{file} holds figures of another checkpoint, target, calibration or kind of layer ({found.checkpoint} for "
+            f"{found.target}); choose another --out, or move it away"
+        )
+    return found.layers
+
+
+def _write(file: Path, report: SensitivityReport) -> None:
+    temporary = file.with_name(f".{file.name}.part")
+    temporary.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)
