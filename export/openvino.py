@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +31,8 @@ def write(job: Job, folder: Path) -> Engine:
     """
     import openvino as ov
 
-    ov.save_model(_converted(job), folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
+    with _refusals():
+        ov.save_model(_converted(job), folder / FILE, compress_to_fp16=job.precision in ("fp16", "bf16"))
     return Engine(file=FILE, provider="openvino", provider_version=version("openvino"))
 
 
@@ -37,7 +40,9 @@ def trial(job: Job) -> Session:
     """The engine itself, from memory."""
     from mednext_edge.runtime.openvino_session import OpenVinoSession
 
-    return OpenVinoSession(_converted(job), job.model.task, job.precision, patch=job.patch)
+    with _refusals():
+        model = _converted(job)
+    return OpenVinoSession(model, job.model.task, job.precision, patch=job.patch)
 
 
 def _converted(job: Job) -> ov.Model:
@@ -45,13 +50,19 @@ def _converted(job: Job) -> ov.Model:
 
     from mednext_edge.export.depth_to_space import use_depth_to_space
 
+    # Unlike `read_model`, this folds constants.
+    model = ov.convert_model(io.BytesIO(job.graph.SerializeToString()))
+    use_depth_to_space(model)
+    return model
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Its errors as ours."""
     try:
-        # Unlike `read_model`, this folds constants.
-        model = ov.convert_model(io.BytesIO(job.graph.SerializeToString()))
-        use_depth_to_space(model)
+        yield
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert this network: {error}") from error
-    return model
 
 
 def layers(session: Session, file: Path) -> Layers:

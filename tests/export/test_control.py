@@ -34,6 +34,7 @@ def request_(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) 
         calib=data,
         validate=data,
         calib_samples=2,
+        int8_layers=("transposed", "norm", "strided"),
         max_drop=0.01,
         accuracy_control=True,
     )
@@ -124,7 +125,7 @@ def test_what_it_measures_is_real(request_: ExportRequest, tmp_path: Path) -> No
 
 def test_it_belongs_to_int8(request_: ExportRequest, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="found --accuracy-control with precision fp32"):
-        run_export(replace(request_, precision="fp32", out=tmp_path / "out"), quiet)
+        run_export(replace(request_, precision="fp32", int8_layers=(), out=tmp_path / "out"), quiet)
 
 
 def test_it_needs_labels(request_: ExportRequest, tmp_path: Path) -> None:
