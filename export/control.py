@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mednext_edge.data.dataset import Case
-from mednext_edge.errors import UsageError
+from mednext_edge.errors import DataError, UsageError
 from mednext_edge.evaluation.bootstrap import Table, mean_drop, paired_interval
 from mednext_edge.evaluation.report import Control, Report
 from mednext_edge.evaluation.validate import validate
@@ -81,6 +81,11 @@ class AccuracyControl:
                 scores = self._scores(session, f"validate with {len(kept)} of {len(order)} layers in float")
             interval = paired_interval(baseline, scores)
             drop, upper = mean_drop(baseline, scores), interval and interval[1]
+            if not np.isfinite(drop):
+                raise DataError(
+                    f"no class of the {len(self.cases)} cases is in their labels or found by either model; "
+                    "--accuracy-control needs cases with foreground"
+                )
             passed = (drop if upper is None else upper) <= self.max_drop
             return Trial(float_layers=len(kept), drop=drop, upper=upper, passed=passed)
 

@@ -13,7 +13,7 @@ import torch
 
 from mednext_edge.bundle import verify
 from mednext_edge.checkpoints import save
-from mednext_edge.errors import UsageError
+from mednext_edge.errors import DataError, UsageError
 from mednext_edge.evaluation.bootstrap import Table
 from mednext_edge.export.control import KEPT, AccuracyControl
 from mednext_edge.export.job import ExportOutcome, ExportRequest, GateFailure, run_export
@@ -121,6 +121,16 @@ def test_what_it_measures_is_real(request_: ExportRequest, tmp_path: Path) -> No
     assert trial.float_layers == 0
     assert report.accuracy.drop.dice_mean is not None
     assert abs(trial.drop - report.accuracy.drop.dice_mean) < 1e-6
+
+
+def test_cases_without_foreground_decide_nothing(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AccuracyControl, "_scores", lambda *_: np.full((2, 2), np.nan))
+    monkeypatch.setattr("mednext_edge.export.control.layer_by_layer", lambda *_, **__: iter(()))
+    with pytest.raises(DataError, match="needs cases with foreground"):
+        run_export(replace(request_, target="onnx", out=tmp_path / "out"), quiet)
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_belongs_to_int8(request_: ExportRequest, tmp_path: Path) -> None:
