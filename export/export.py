@@ -85,9 +85,7 @@ def export(
     patches = None
     if precision == "int8" or (precision in entry.half and calibration is not None):
         patches = _calibration(model, size, calibration)
-    # INT8 for transposed convolutions exists in their parity form alone.
-    parity = ("parity",) if "transposed" in int8_layers else ()
-    deploy = fuse(model, optional=(*entry.rewrites, *parity))
+    deploy = deploy_form(model, entry, int8_layers)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
         dynamic = dynamic or entry.open_size or build.range is not None
@@ -120,6 +118,13 @@ def export(
             manifest = manifest.model_copy(update={"gate": check(folder, manifest)})
         writer.commit(manifest)
     return Path(out)
+
+
+def deploy_form(model: LoadedModel, entry: Target, int8_layers: tuple[str, ...]) -> LoadedModel:
+    """The network as a target takes it: fused, with the rewrites that pay there and those that INT8 needs."""
+    # INT8 for transposed convolutions exists in their parity form alone.
+    parity = ("parity",) if "transposed" in int8_layers else ()
+    return fuse(model, optional=(*entry.rewrites, *parity))
 
 
 def check_patch(model: LoadedModel, patch: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from mednext_edge.checkpoints import load
 from mednext_edge.data.dataset import open_dataset
 from mednext_edge.errors import DataError, UsageError
-from mednext_edge.export.export import check_kinds, check_patch, target_of
+from mednext_edge.export.export import check_kinds, check_patch, deploy_form, target_of
 from mednext_edge.export.targets import Progress
-from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import CalibrationSet, default_count, draw
@@ -94,7 +93,7 @@ def run_sensitivity(
     parts = (model.source.sha256, target, sorted(int8_layers), patches.sha256, size, PATCHES, SIDE)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     before = _read(out / FILE, key)
-    deploy = fuse(model, optional=entry.rewrites)
+    deploy = deploy_form(model, entry, int8_layers)
     half = "int8" in entry.half
     progress("convert", 0, 0)
     graph = to_onnx(deploy, size, half=half)

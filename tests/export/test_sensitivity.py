@@ -80,6 +80,11 @@ def test_a_file_that_is_no_report(job: Callable[..., SensitivityReport], tmp_pat
     assert (tmp_path / "sensitivity.json").read_text() == content
 
 
+def test_transposed_convolutions_have_their_parity_form(job: Callable[..., SensitivityReport], tmp_path: Path) -> None:
+    found = job(out=tmp_path, target="trt", int8_layers=("transposed",), minutes=0)
+    assert [layer.kind for layer in found.layers] == ["transposed"]
+
+
 def test_unknown_kinds(job: Callable[..., SensitivityReport], tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="`norm`"):
         job(out=tmp_path / "out", int8_layers=("norms",))
