@@ -62,6 +62,13 @@ def train(
     init: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights instead of random ones.")
     ] = None,
+    upkern_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Start from the same network trained with another kernel size, its kernels resampled (UpKern).",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="A torch device, such as cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in --out.")] = False,
     json: Annotated[bool, JSON_OPTION] = False,
@@ -75,22 +82,29 @@ def train(
     Examples:
 
     - `mednext-edge train Task04_Hippocampus --variant S --kernel 3 --epochs 50 -o runs/hippocampus`
+    - `mednext-edge train Task04_Hippocampus --kernel 5 --upkern-from runs/hippocampus -o runs/hippocampus-k5`
     - `mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try`
     """
     from mednext_edge.checkpoints import load, save
     from mednext_edge.data.dataset import open_dataset
+    from mednext_edge.errors import UsageError
     from mednext_edge.runtime.torch_session import torch_device
     from mednext_edge.training.loop import Progress
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
+    from mednext_edge.training.start import start_name
     from mednext_edge.training.state import RunFolder
     from mednext_edge.training.task import make_task, plan_preprocessing
 
     size = parse_size(patch)
     torch_device(device)  # refused before any image is read
     dataset = open_dataset(data)
-    start = load(init) if init else None
-    recipe = start.task.preprocessing if start else plan_preprocessing(dataset, masked=masked)
+    if init and upkern_from:
+        raise UsageError("a run starts from --init or from --upkern-from; give one of them")
+    first = load(init) if init else None
+    small = load(upkern_from) if upkern_from else None
+    source = first or small
+    recipe = source.task.preprocessing if source else plan_preprocessing(dataset, masked=masked)
     size = size or _planned_patch(dataset, recipe)
     plan = TrainingPlan(
         variant=variant,
@@ -106,6 +120,7 @@ def train(
         augment=augment,
         mirror_axes=tuple(range(len(size))),
         seed=seed,
+        start=start_name(init=first, upkern=small),
     )
     task = make_task(dataset, plan, recipe)
     with track(not no_progress) as progress:
@@ -115,7 +130,7 @@ def train(
             if step.validation is not None:
                 say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
 
-        model = run(dataset, task, plan, out, init=start, resume=resume, device=device, on_step=on_step)
+        model = run(dataset, task, plan, out, init=first, upkern=small, resume=resume, device=device, on_step=on_step)
     record = _record(data, plan, RunFolder(out, plan, resume=True).history())
     save(out, model, provenance=record)
     if json:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.recipe import Prepared, prepare
-from mednext_edge.errors import CheckpointError, DataError
-from mednext_edge.models.families import build
+from mednext_edge.errors import DataError
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.runtime.predictor import Predictor
@@ -23,6 +22,7 @@ from mednext_edge.task import Task
 from mednext_edge.training.batches import BatchSource
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.plan import Amp, TrainingPlan
+from mednext_edge.training.start import start_network
 from mednext_edge.training.state import BEST, LAST, RunFolder
 
 
@@ -50,6 +50,7 @@ def train(
     out: Path,
     *,
     init: LoadedModel | None = None,
+    upkern: LoadedModel | None = None,
     resume: bool = False,
     device: str = "cpu",
     on_step: Callable[[Progress], None] = lambda _: None,
@@ -64,20 +65,17 @@ def train(
         plan: the recipe.
         out: run folder, see `training.state`.
         init: start from these weights; must be the same network.
+        upkern: start from these weights of a network with other kernel sizes, resampled.
         device: torch device.
         on_step: called after every optimiser step.
 
     Raises:
         UsageError: the folder already holds a run and `resume` is off, or its plan differs.
         DataError: no usable case, or a loss that is not finite.
-        CheckpointError: `init` is another network.
+        CheckpointError: `init` or `upkern` is another network.
     """
     folder = RunFolder(out, plan, resume=resume)
-    torch.manual_seed(plan.seed)
-    net = build(task.model)
-    if init is not None:
-        _copy_weights(net, init)
-    net = net.to(device).train()
+    net = start_network(task, plan.seed, init=init, upkern=upkern).to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, eps=plan.eps)
     amp = choose_amp(plan.amp, device)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=amp is torch.float16)
@@ -189,17 +187,3 @@ def _prepare(case: Case, task: Task) -> Prepared:
     if int(prepared.labels.max(initial=0)) >= task.model.classes:
         raise DataError(f"{case.name} holds the label {int(prepared.labels.max())}; the dataset names {task.labels}")
     return prepared
-
-
-def _copy_weights(net: nn.Module, init: LoadedModel) -> None:
-    """Start from other weights; deep-supervision heads that the source lacks keep their random start."""
-    wanted, given = net.state_dict(), init.net.state_dict()
-    for name, tensor in wanted.items():
-        if name in given and given[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{init.source.file}: {name} is {tuple(given[name].shape)}, this plan needs {tuple(tensor.shape)}"
-            )
-    missing = [n for n in wanted if n not in given and not n.startswith("out_")]
-    if missing or set(given) - set(wanted):
-        raise CheckpointError(f"{init.source.file} is another network than the plan's; {len(missing)} tensors lack")
-    net.load_state_dict({**wanted, **given})

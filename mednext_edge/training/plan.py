@@ -32,6 +32,7 @@ class TrainingPlan:
         augment: the augmentation set of nnU-Net; off for debugging.
         mirror_axes: spatial axes whose flips the data allows; used in training and in inference.
         seed: of weights, patches and augmentation; every step draws from (seed, step) alone.
+        start: `random`, or where the first weights are from, see `training.start.start_name`.
     """
 
     variant: str = "S"
@@ -53,6 +54,7 @@ class TrainingPlan:
     augment: bool = True
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     seed: int = 0
+    start: str = "random"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))

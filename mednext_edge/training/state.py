@@ -50,7 +50,8 @@ class RunFolder:
         if found.exists():
             if not resume:
                 raise UsageError(f"{path} already holds a run; go on with --resume, or choose another --out")
-            before = json.loads(found.read_text())
+            # A plan of an earlier version lacks the fields that came later; their defaults are what it did.
+            before = json.loads(_dump(TrainingPlan())) | json.loads(found.read_text())
             changed = [k for k, v in json.loads(_dump(plan)).items() if before.get(k) != v]
             if changed:
                 raise UsageError(

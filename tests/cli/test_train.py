@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from mednext_edge.checkpoints import load
+from mednext_edge.training.upkern import resample_kernel
 
 from .conftest import Cli
 
@@ -63,3 +65,25 @@ def test_data_that_is_not_there(edge: Cli, tmp_path: Path) -> None:
     assert (done.code, done.out) == (1, "")
     assert "absent" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_upkern(edge: Cli, dataset: Path, tmp_path: Path) -> None:
+    small, large = tmp_path / "k3", tmp_path / "k5"
+    assert edge("train", dataset, *SHORT, "-o", small).code == 0
+    done = edge("train", dataset, *SHORT, "-o", large, "--kernel", 5, "--upkern-from", small, "--lr", 1e-9, "--json")
+    assert done.code == 0, done.err
+    assert done.json["plan"]["start"].startswith("upkern:")
+    k3, k5 = (load(folder).net.get_parameter("up_2.conv1.weight").detach() for folder in (small, large))
+    assert k5.shape[2:] == (5, 5, 5)
+    # Next to nothing was learnt, so that the kernels are the resampled ones.
+    torch.testing.assert_close(k5, resample_kernel(k3, (5, 5, 5)), rtol=2e-3, atol=1e-4)
+    resumed = edge("train", dataset, *SHORT, "-o", large, "--kernel", 5, "--lr", 1e-9, "--resume")
+    assert resumed.code == 2
+    assert "start" in resumed.err
+
+    refused = edge("train", dataset, *SHORT, "-o", tmp_path / "b", "--variant", "B", "--upkern-from", small)
+    assert refused.code == 1
+    assert "`enc_block_1.0.conv2.weight`" in refused.err or "down_0.conv2.weight" in refused.err
+    both = edge("train", dataset, *SHORT, "-o", tmp_path / "b", "--init", small, "--upkern-from", small)
+    assert (both.code, "one of them" in both.err) == (2, True)
+    assert not (tmp_path / "b").exists()

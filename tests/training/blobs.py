@@ -64,10 +64,11 @@ def task_for(dataset: Dataset, **changes: Any) -> Task:
         "deep_supervision": True,
     }
     config = MedNeXtConfig(**small | changes)
+    names = {"background": 0} | {f"class-{i}": i for i in range(1, config.classes)}
     return Task(
         name="blobs",
         model=describe_mednext(MedNeXt(config)),
-        preprocessing=Preprocessing(normalization=(Normalization(),)),
+        preprocessing=Preprocessing(normalization=(Normalization(),) * config.in_channels),
         inference=Inference(patch=(16, 16, 32)[-config.spatial_dims :]),
-        labels=dataset.labels,
+        labels=dataset.labels if config.classes == len(dataset.labels) else names,
     )

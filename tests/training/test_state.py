@@ -66,6 +66,16 @@ def test_another_plan_is_refused_by_what_differs(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", plan(batch=7, seed=9), resume=True)
 
 
+def test_a_plan_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    started(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / PLAN).read_text())
+    del saved["start"]
+    (tmp_path / "run" / PLAN).write_text(json.dumps(saved))
+    assert RunFolder(tmp_path / "run", plan(), resume=True)
+    with pytest.raises(UsageError, match=r"another plan \(start differ\)"):
+        RunFolder(tmp_path / "run", plan(start="upkern:1"), resume=True)
+
+
 def test_resume_of_nothing_starts(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", plan(), resume=True)
     assert Run().restore(folder).step == 0
