@@ -15,9 +15,10 @@ from mednext_edge.cli.sizes import parse_size
 if TYPE_CHECKING:
     from mednext_edge.data.dataset import Dataset
     from mednext_edge.task import Preprocessing
-    from mednext_edge.training.plan import Amp, TrainingPlan
+    from mednext_edge.training.plan import Amp, Keep, TrainingPlan
 
 AMP = ("auto", "fp32", "bf16", "fp16")
+KEEP = ("best", "last")
 
 
 def train(
@@ -70,6 +71,23 @@ def train(
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="A torch device, such as cpu or cuda.")] = "cpu",
+    ema: Annotated[
+        float, typer.Option(metavar="DECAY", help="Average the weights over the steps, such as 0.999; 0 for not.")
+    ] = 0.0,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(KEEP),
+            help="Weights of the model that is written: of the best validation, or of the last epoch.",
+            callback=one_of("weights to keep", KEEP),
+        ),
+    ] = "best",
+    accumulate: Annotated[int, typer.Option(min=1, help="Cut each batch into parts, to save memory.")] = 1,
+    checkpoint_gradients: Annotated[
+        bool, typer.Option("--checkpoint-gradients", help="Compute activations twice, to save memory.")
+    ] = False,
+    compile_net: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 for a thread.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in --out.")] = False,
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
@@ -92,9 +110,10 @@ def train(
     from mednext_edge.training.loop import Progress
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
-    from mednext_edge.training.start import start_name
+    from mednext_edge.training.start import start_name, start_network
     from mednext_edge.training.state import RunFolder
     from mednext_edge.training.task import make_task, plan_preprocessing
+    from mednext_edge.training.team import join
 
     size = parse_size(patch)
     torch_device(device)  # refused before any image is read
@@ -121,16 +140,25 @@ def train(
         mirror_axes=tuple(range(len(size))),
         seed=seed,
         start=start_name(init=first, upkern=small),
+        ema=ema,
+        keep=cast("Keep", keep),
+        accumulate=accumulate,
+        checkpoint_gradients=checkpoint_gradients,
+        compile=compile_net,
+        workers=workers,
     )
     task = make_task(dataset, plan, recipe)
-    with track(not no_progress) as progress:
+    net = start_network(task, plan.seed, init=first, upkern=small)
+    with join(device) as team, track(not no_progress and team.leads) as progress:
 
         def on_step(step: Progress) -> None:
             progress(f"train · loss {step.loss:.3f} · Dice {step.dice:.3f}", step.step, step.total)
-            if step.validation is not None:
+            if step.validation is not None and team.leads:
                 say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
 
-        model = run(dataset, task, plan, out, init=first, upkern=small, resume=resume, device=device, on_step=on_step)
+        model = run(dataset, task, plan, out, net=net, resume=resume, device=device, team=team, on_step=on_step)
+    if not team.leads:
+        return
     record = _record(data, plan, RunFolder(out, plan, resume=True).history())
     save(out, model, provenance=record)
     if json:

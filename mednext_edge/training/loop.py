@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.recipe import Prepared, prepare
-from mednext_edge.errors import DataError
+from mednext_edge.errors import CheckpointError, DataError
 from mednext_edge.models.loaded import LoadedModel, Source
-from mednext_edge.models.mednext import MedNeXt
-from mednext_edge.runtime.predictor import Predictor
-from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.task import Task
 from mednext_edge.training.batches import BatchSource
 from mednext_edge.training.loss import SupervisedLoss
-from mednext_edge.training.plan import Amp, TrainingPlan
+from mednext_edge.training.objective import Objective, Supervised
+from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.start import start_network
-from mednext_edge.training.state import BEST, LAST, RunFolder
+from mednext_edge.training.state import BEST, LAST, Counters, RunFolder
+from mednext_edge.training.stepper import Stepper
+from mednext_edge.training.team import ALONE, Team
+from mednext_edge.training.validation import validate_dice
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ def train(
     plan: TrainingPlan,
     out: Path,
     *,
-    init: LoadedModel | None = None,
-    upkern: LoadedModel | None = None,
+    net: nn.Module | None = None,
+    objective: Objective | None = None,
     resume: bool = False,
     device: str = "cpu",
+    team: Team = ALONE,
     on_step: Callable[[Progress], None] = lambda _: None,
 ) -> LoadedModel:
     """Train a network and return its best state in eval mode.
@@ -64,119 +66,106 @@ def train(
         task: what is trained, from `make_task`.
         plan: the recipe.
         out: run folder, see `training.state`.
-        init: start from these weights; must be the same network.
-        upkern: start from these weights of a network with other kernel sizes, resampled.
+        net: the network to train, as it starts, see `training.start`; random weights of the task's network by
+            default. It is changed in place. Resuming needs one of the same structure.
+        objective: gives the loss of a batch; Dice and cross-entropy by default.
+        resume: go on with the run in `out`.
         device: torch device.
+        team: the processes of this run, see `training.team`.
         on_step: called after every optimiser step.
 
     Raises:
-        UsageError: the folder already holds a run and `resume` is off, or its plan differs.
-        DataError: no usable case, or a loss that is not finite.
-        CheckpointError: `init` or `upkern` is another network.
+        UsageError: the folder already holds a run and `resume` is off, or its plan differs; a batch that cannot be
+            shared by the processes.
+        DataError: no usable case, a loss that is not finite, or a disk that takes no checkpoint.
+        CheckpointError: the saved state is damaged or of another network.
     """
+    plan.check_split(team.size)
+    device = team.device(device)
     folder = RunFolder(out, plan, resume=resume)
-    net = start_network(task, plan.seed, init=init, upkern=upkern).to(device).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, eps=plan.eps)
-    amp = choose_amp(plan.amp, device)
-    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=amp is torch.float16)
-    source = BatchSource([_prepare(case, task) for case in dataset.training], plan)
-    counters = folder.restore(net, optimizer, scaler)
-    loss_of = SupervisedLoss(batch_dice=plan.batch_dice)
+    if net is None:
+        net = start_network(task, plan.seed)
+    if hasattr(net, "checkpoint_gradients"):
+        net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
+    stepper = Stepper(net.to(device).train(), plan, device, team)
+    if objective is None:
+        objective = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
+    source = BatchSource([_prepare(case, task) for case in dataset.training], plan, team)
+    team.barrier()  # every process has looked at the folder before the first one changes it
+    if team.leads:
+        folder.begin()
+    counters = _resume(folder, stepper)
 
     clock = time.monotonic() - counters.seconds
     losses: list[float] = []
     for images, labels in source.stream(counters.step, plan.total_steps):
         rate = plan.rate_at(counters.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        target = labels.to(device)
-        with torch.autocast(torch.device(device).type, dtype=amp or torch.float32, enabled=amp is not None):
-            outputs = net(images.to(device))
-        loss = loss_of(outputs, target)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
-        scaler.step(optimizer)
-        scaler.update()
+        loss, dice = stepper.step(objective, images, labels, counters.step)
         counters.step += 1
-        losses.append(loss.item())
-        if not np.isfinite(losses[-1]):
-            raise DataError(f"the loss became {losses[-1]} at step {counters.step}; lower --lr, or use --amp fp32")
+        losses.append(loss)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss became {loss} at step {counters.step}; lower --lr, or use --amp fp32")
 
         validation = None
         if counters.step % plan.steps == 0:
             epoch = counters.step // plan.steps
             if dataset.validation and (epoch % plan.validate_every == 0 or counters.step == plan.total_steps):
-                validation = validate_dice(net, task, dataset.validation, device)
+                validation = validate_dice(stepper.judged, task, dataset.validation, device, team)
             counters.seconds = time.monotonic() - clock
-            mean = float(np.nanmean(list(validation.values()))) if validation else None
-            if mean is not None and mean > counters.best:
-                counters.best = mean
-                folder.save(BEST, net, optimizer, scaler, counters)
-            entry = {"step": counters.step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate}
-            folder.log({**entry, "seconds": counters.seconds, "dice": mean, "dice_per_class": validation})
-            folder.save(LAST, net, optimizer, scaler, counters)
+            if team.leads:
+                entry = {"step": counters.step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate}
+                _save(folder, stepper, counters, entry, validation)
             losses.clear()
         on_step(
             Progress(
                 step=counters.step,
                 total=plan.total_steps,
-                loss=loss.item(),
-                dice=patch_dice(outputs[0].detach(), target),
+                loss=loss,
+                dice=dice,
                 rate=rate,
                 seconds=time.monotonic() - clock,
                 validation=validation,
             )
         )
 
-    net.load_state_dict(folder.best_weights())
+    team.barrier()  # the last checkpoint is written
+    return _finished(net, task, folder, plan)
+
+
+def _resume(folder: RunFolder, stepper: Stepper) -> Counters:
+    state, counters = folder.restore()
+    if state is not None:
+        try:
+            stepper.load(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder.path / LAST}: {error}; choose another --out to start anew") from error
+    return counters
+
+
+def _save(
+    folder: RunFolder,
+    stepper: Stepper,
+    counters: Counters,
+    entry: Mapping[str, object],
+    validation: dict[str, float] | None,
+) -> None:
+    """What a finished epoch leaves: the best weights where it was best, a line in the log, the last state."""
+    found = [value for value in (validation or {}).values() if not math.isnan(value)]
+    mean = float(np.mean(found)) if found else None
+    if mean is not None and mean > counters.best:
+        counters.best = mean
+        folder.save(BEST, stepper.state(), counters)
+    folder.log({**entry, "seconds": counters.seconds, "dice": mean, "dice_per_class": validation})
+    folder.save(LAST, stepper.state(), counters)
+
+
+def _finished(net: nn.Module, task: Task, folder: RunFolder, plan: TrainingPlan) -> LoadedModel:
+    name = BEST if plan.keep == "best" else LAST
+    net.load_state_dict(folder.weights(name))
     net = net.cpu().eval()
-    assert isinstance(net, MedNeXt)
-    net.do_ds = False
-    return LoadedModel(net=net, task=task, source=Source(format="mednext-edge run", file=BEST, sha256=""))
-
-
-def choose_amp(asked: Amp, device: str) -> torch.dtype | None:
-    """The autocast type; `auto` is fp16 on CUDA, bf16 on CPUs that multiply in it, otherwise none."""
-    if asked != "auto":
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
-    if torch.device(device).type == "cuda":
-        return torch.float16
-    # Without AVX512-BF16 or AMX, bfloat16 is emulated and slower than float32.
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bf16 else None
-
-
-def validate_dice(net: nn.Module, task: Task, cases: Sequence[Case], device: str) -> dict[str, float]:
-    """Mean Dice per foreground class over whole images, by sliding window; NaN for a class no case has."""
-    was_training = net.training
-    net.eval()
-    predictor = Predictor(TorchSession(net, task, device))
-    scores: dict[str, list[float]] = {name: [] for name, value in task.labels.items() if value}
-    for case in cases:
-        if case.labels is None:
-            raise DataError(f"validation case {case.name} has no labels")
-        predicted, reference = predictor.predict(case.image()), case.labels().array
-        for name in scores:
-            a, b = predicted == task.labels[name], reference == task.labels[name]
-            total = int(a.sum()) + int(b.sum())
-            if total:
-                scores[name].append(2 * int((a & b).sum()) / total)
-    net.train(was_training)
-    return {name: float(np.mean(values)) if values else float("nan") for name, values in scores.items()}
-
-
-def patch_dice(logits: Tensor, target: Tensor) -> float:
-    """Mean foreground Dice of a batch, pooled over its patches."""
-    predicted, reference = logits.argmax(1), target[:, 0].long()
-    scores = []
-    for c in range(1, logits.shape[1]):
-        a, b = predicted == c, reference == c
-        total = int(a.sum()) + int(b.sum())
-        if total:
-            scores.append(2 * int((a & b).sum()) / total)
-    return float(np.mean(scores)) if scores else 1.0
+    if hasattr(net, "do_ds"):
+        net.do_ds = False  # type: ignore[assignment]
+    return LoadedModel(net=net, task=task, source=Source(format="mednext-edge run", file=name, sha256=""))
 
 
 def _prepare(case: Case, task: Task) -> Prepared:

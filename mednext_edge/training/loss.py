@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from monai.losses import DiceCELoss
+from monai.networks import one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+SMOOTH = 1e-5
 
 
 class SupervisedLoss(nn.Module):
@@ -17,13 +19,12 @@ class SupervisedLoss(nn.Module):
 
     Args:
         batch_dice: pool the batch before the Dice ratio.
+        pool: sums a tensor over all processes, with gradients; the batch that is pooled is then the whole one.
     """
 
-    def __init__(self, *, batch_dice: bool = False) -> None:
+    def __init__(self, *, batch_dice: bool = False, pool: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.term = DiceCELoss(
-            include_background=False, to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=batch_dice
-        )
+        self.batch_dice, self._pool = batch_dice, pool
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """outputs: logits [N, classes, *spatial / 2**i]; target: class indices [N, 1, *spatial], float."""
@@ -31,5 +32,18 @@ class SupervisedLoss(nn.Module):
         scale = 1 / sum(0.5**i for i in range(len(outputs)))
         for i, logits in enumerate(outputs):
             labels = target if i == 0 else F.interpolate(target, size=logits.shape[2:], mode="nearest")
-            total = total + scale * 0.5**i * self.term(logits.float(), labels)
+            total = total + scale * 0.5**i * self._term(logits.float(), labels)
         return total
+
+    def _term(self, logits: Tensor, labels: Tensor) -> Tensor:
+        truth = one_hot(labels, logits.shape[1])[:, 1:]
+        foreground = logits.softmax(1)[:, 1:]
+        axes = tuple(range(2, logits.dim()))
+        overlap, size = (foreground * truth).sum(axes), (foreground + truth).sum(axes)  # [N, classes - 1]
+        if self.batch_dice:
+            overlap, size = overlap.sum(0), size.sum(0)
+            if self._pool is not None:
+                overlap, size = self._pool(overlap), self._pool(size)
+        dice = (2 * overlap + SMOOTH) / (size + SMOOTH)
+        term: Tensor = 1 - dice.mean() + F.cross_entropy(logits, labels[:, 0].long())
+        return term

@@ -15,6 +15,9 @@ from mednext_edge.errors import UsageError
 from mednext_edge.registry import unknown_name
 
 Amp = Literal["auto", "fp32", "bf16", "fp16"]
+Keep = Literal["best", "last"]
+EXECUTION = frozenset({"accumulate", "checkpoint_gradients", "compile", "workers"})
+"""Fields that a resumed run may change."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class TrainingPlan:
         mirror_axes: spatial axes whose flips the data allows; used in training and in inference.
         seed: of weights, patches and augmentation; every step draws from (seed, step) alone.
         start: `random`, or where the first weights are from, see `training.start.start_name`.
+        ema: decay of the averaged weights, which are then validated and returned; 0 for none.
+        keep: the weights that a run returns: `best` by validation, or `last` (nnU-Net's choice).
+        accumulate: parts into which each batch is cut to save memory; their gradients are added up.
+        checkpoint_gradients: compute activations again in the backward pass instead of keeping them.
+        compile: the network through torch.compile.
+        workers: processes that prepare batches; 0 for a thread of this one.
+
+    The last four change how fast and in how much memory a run computes, not what (up to rounding), so that a run may
+    be resumed with others; see `EXECUTION`.
     """
 
     variant: str = "S"
@@ -55,6 +67,12 @@ class TrainingPlan:
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     seed: int = 0
     start: str = "random"
+    ema: float = 0.0
+    keep: Keep = "best"
+    accumulate: int = 1
+    checkpoint_gradients: bool = False
+    compile: bool = False
+    workers: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
@@ -76,10 +94,29 @@ class TrainingPlan:
             raise UsageError(f"found seed {self.seed}; expected 0 to {2**32 - 1}")
         if self.amp not in get_args(Amp):
             raise unknown_name("precision", self.amp, get_args(Amp))
+        if self.keep not in get_args(Keep):
+            raise unknown_name("weights to keep", self.keep, get_args(Keep))
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"found an EMA decay of {self.ema}; expected 0 (none) or a number below 1, such as 0.999")
+        if self.workers < 0:
+            raise UsageError(f"found {self.workers} workers; expected 0 or more")
+        self.check_split(1)
 
     @property
     def total_steps(self) -> int:
         return self.epochs * self.steps
+
+    def check_split(self, processes: int) -> None:
+        """That every process gets the same number of patches, in equal parts.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if self.accumulate < 1 or self.batch % (processes * self.accumulate):
+            raise UsageError(
+                f"a batch of {self.batch} cannot be cut into {self.accumulate} parts for {processes} processes each; "
+                "choose a --batch that --accumulate times the number of processes divides"
+            )
 
     def rate_at(self, step: int) -> float:
         """Learning rate of an optimiser step: polynomial decay, constant within an epoch."""

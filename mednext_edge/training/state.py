@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mednext_edge.errors import CheckpointError, UsageError
-from mednext_edge.training.plan import TrainingPlan
+from mednext_edge.errors import CheckpointError, DataError, UsageError
+from mednext_edge.training.plan import EXECUTION, TrainingPlan
 
 LAST, BEST, PLAN, LOG = "last.pt", "best.pt", "plan.json", "log.jsonl"
 
@@ -36,7 +38,7 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: created by `restore` when missing, so that a request that fails before leaves nothing.
+        path: created by `begin` when missing, so that a request that fails before leaves nothing.
         plan: what is to be run.
         resume: go on with the run that is there.
 
@@ -52,53 +54,44 @@ class RunFolder:
                 raise UsageError(f"{path} already holds a run; go on with --resume, or choose another --out")
             # A plan of an earlier version lacks the fields that came later; their defaults are what it did.
             before = json.loads(_dump(TrainingPlan())) | json.loads(found.read_text())
-            changed = [k for k, v in json.loads(_dump(plan)).items() if before.get(k) != v]
+            changed = [k for k, v in json.loads(_dump(plan)).items() if before.get(k) != v and k not in EXECUTION]
             if changed:
                 raise UsageError(
                     f"{path} was started with another plan ({', '.join(changed)} differ); "
                     "resume with the same options, or choose another --out"
                 )
 
-    def restore(self, net: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Counters:
-        """Start the run: put the newest whole epoch into the network and optimiser; zero counters when there is none.
+    def begin(self) -> None:
+        """Create the folder and write the plan, where they are not there."""
+        if not (self.path / PLAN).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write(PLAN, _dump(self._plan).encode())
+
+    def restore(self) -> tuple[Mapping[str, Any] | None, Counters]:
+        """The newest whole epoch: state and counters; None and zeros when there is none.
 
         Raises:
             CheckpointError: the last checkpoint is damaged.
         """
-        if not (self.path / PLAN).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._write(PLAN, _dump(self._plan).encode())
         if not (self.path / LAST).exists():
-            return Counters()
+            return None, Counters()
         saved = _load(self.path / LAST)
-        net.load_state_dict(saved["network_weights"])
-        optimizer.load_state_dict(saved["optimizer_state"])
-        scaler.load_state_dict(saved["scaler_state"])
-        return Counters(**saved["counters"])
+        return saved, Counters(**saved["counters"])
 
-    def save(
-        self,
-        name: str,
-        net: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        counters: Counters,
-    ) -> None:
-        """Write a whole checkpoint under `LAST` or `BEST`."""
-        temporary = self.path / f".{name}.tmp"
-        state = {
-            "network_weights": net.state_dict(),
-            "optimizer_state": optimizer.state_dict(),
-            "scaler_state": scaler.state_dict(),
-            "counters": asdict(counters),
-        }
-        torch.save(state, temporary)
-        temporary.replace(self.path / name)
+    def save(self, name: str, state: Mapping[str, Any], counters: Counters) -> None:
+        """Write a whole checkpoint under `LAST` or `BEST`.
 
-    def best_weights(self) -> Mapping[str, Tensor]:
-        """The weights of the best validation, or of the last epoch when nothing was validated."""
-        best = self.path / BEST
-        weights: Mapping[str, Tensor] = _load(best if best.exists() else self.path / LAST)["network_weights"]
+        Raises:
+            DataError: the disk is full, or another reason not to write; the checkpoint before stays.
+        """
+        with self._replacing(name) as temporary:
+            torch.save({**state, "counters": asdict(counters)}, temporary)
+
+    def weights(self, name: str) -> Mapping[str, Tensor]:
+        """The weights of `BEST`, or of `LAST` where nothing was validated: the averaged ones where there are any."""
+        chosen = self.path / name
+        saved = _load(chosen if chosen.exists() else self.path / LAST)
+        weights: Mapping[str, Tensor] = saved.get("average", saved["network_weights"])
         return weights
 
     def log(self, entry: Mapping[str, Any]) -> None:
@@ -112,9 +105,25 @@ class RunFolder:
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def _write(self, name: str, content: bytes) -> None:
+        with self._replacing(name) as temporary:
+            temporary.write_bytes(content)
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A temporary file that takes the place of `name` once it is whole."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(self.path / name)
+        try:
+            yield temporary
+            temporary.replace(self.path / name)
+        # PyTorch's writer of zip files turns a full disk into a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path).free / 1e6
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise DataError(
+                f"{self.path / name} cannot be written: {reason} ({free:.0f} MB are free); what was saved before is "
+                "whole: make room and go on with --resume"
+            ) from error
 
 
 def _dump(plan: TrainingPlan) -> str:

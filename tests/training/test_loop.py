@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,12 @@ from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Task
 from mednext_edge.training import loop
-from mednext_edge.training.loop import Progress, choose_amp, patch_dice, train
+from mednext_edge.training.loop import Progress, train
+from mednext_edge.training.objective import Batch, Network, Outcome
+from mednext_edge.training.precision import choose_amp
+from mednext_edge.training.start import start_network
 from mednext_edge.training.state import BEST, LAST, LOG, PLAN, RunFolder
+from mednext_edge.training.validation import confusion, pooled_dice
 
 from .blobs import plan, task_for
 
@@ -51,6 +56,10 @@ train(dataset, task_for(dataset), plan(epochs=3), out, on_step=die)
 
 def weights(model: LoadedModel) -> dict[str, Tensor]:
     return dict(model.net.state_dict())
+
+
+def begin(task: Task, init: LoadedModel) -> nn.Module:
+    return start_network(task, plan().seed, init=init)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -175,7 +184,9 @@ def test_init_starts_from_the_weights(
     start = finished[1]
     before = {name: tensor.clone() for name, tensor in weights(start).items()}
     # Next to no learning: what comes out is what went in.
-    model = train(dataset, task, plan(epochs=1, steps=1, learning_rate=1e-12), tmp_path / "run", init=start)
+    model = train(
+        dataset, task, plan(epochs=1, steps=1, learning_rate=1e-12), tmp_path / "run", net=begin(task, init=start)
+    )
     for name, tensor in weights(model).items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-8)
     assert same(weights(start), before)
@@ -188,7 +199,9 @@ def test_init_without_deep_supervision_heads(
     plain = MedNeXt(finished[1].net.config.without_deep_supervision())
     plain.load_state_dict({k: v for k, v in weights(finished[1]).items() if k in plain.state_dict()})
     start = replace(finished[1], net=plain)
-    model = train(dataset, task, plan(epochs=1, steps=1, learning_rate=1e-12), tmp_path / "run", init=start)
+    model = train(
+        dataset, task, plan(epochs=1, steps=1, learning_rate=1e-12), tmp_path / "run", net=begin(task, init=start)
+    )
     torch.testing.assert_close(model.net.get_parameter("stem.weight"), plain.get_parameter("stem.weight"))
     assert "out_2.conv_out.weight" in weights(model)
 
@@ -208,26 +221,87 @@ def test_init_of_another_network_is_refused(
     other = task_for(dataset, **changes)
     start = LoadedModel(build(other.model), other, Source(format="test", file="other.pth", sha256=""))
     with pytest.raises(CheckpointError, match=message):
-        train(dataset, task, plan(), tmp_path / "run", init=start)
+        train(dataset, task, plan(), tmp_path / "run", net=begin(task, init=start))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    dataset: Dataset, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(nn.Module):
-        calls = 0
+def test_the_network_and_the_objective_are_the_callers(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    """A network without deep supervision that also keeps close to a teacher."""
+    student = build(task_for(dataset, deep_supervision=False).model)
+    teacher = start_network(task, 11).eval()
+    seen: list[int] = []
 
-        def __init__(self, **_: object) -> None:
-            super().__init__()
+    def distil(net: Network, batch: Batch) -> Outcome:
+        logits = net(batch.images)
+        assert isinstance(logits, Tensor)
+        with torch.no_grad():
+            wanted = teacher(batch.images)[0]
+        seen.append(batch.step)
+        return Outcome((logits - wanted).square().mean(), logits)
 
-        def forward(self, outputs: list[Tensor], _: Tensor) -> Tensor:
-            Broken.calls += 1
-            return outputs[0].sum() * (float("nan") if Broken.calls == 3 else 1e-6)
+    losses: list[float] = []
+    chosen = plan(epochs=1, steps=30, learning_rate=1e-2, validate_every=1)
+    model = train(
+        dataset, task, chosen, tmp_path / "run", net=student, objective=distil, on_step=lambda p: losses.append(p.loss)
+    )
+    assert model.net is student
+    assert seen == list(range(30))
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
-    monkeypatch.setattr(loop, "SupervisedLoss", Broken)
+
+def test_parts_of_a_batch_add_up(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    """Cut in two, with activations computed twice, and resumed in another cut: the same run, up to rounding."""
+    whole, parts, mixed = (tmp_path / name for name in ("whole", "parts", "mixed"))
+    chosen = plan(batch=4, epochs=2, keep="last")
+    states: list[bytes] = []
+
+    def keep_first(progress: Progress) -> None:
+        if progress.step == chosen.steps:
+            states.append((whole / LAST).read_bytes())
+
+    one = train(dataset, task, chosen, whole, on_step=keep_first)
+    two = train(dataset, task, replace(chosen, accumulate=2, checkpoint_gradients=True), parts)
+    shutil.copytree(whole, mixed)
+    (mixed / LAST).write_bytes(states[0])
+    three = train(dataset, task, replace(chosen, accumulate=4), mixed, resume=True)
+    for name, tensor in weights(one).items():
+        for other in (two, three):
+            torch.testing.assert_close(weights(other)[name], tensor, rtol=0, atol=2e-6, msg=name)
+
+
+def test_averaged_weights_are_judged_kept_and_resumed(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    chosen = plan(epochs=3, ema=0.5, keep="last")
+    model = train(dataset, task, chosen, tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert same(weights(model), saved["average"])
+    assert not same(weights(model), saved["network_weights"])
+    part = tmp_path / "part"
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, task, chosen, part, on_step=stop)
+    assert same(weights(train(dataset, task, chosen, part, resume=True)), weights(model))
+
+
+def test_resume_from_the_checkpoint_of_another_network(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    train(dataset, task, plan(), tmp_path / "run")
+    other = task_for(dataset, channels=8)
+    with pytest.raises(CheckpointError, match=r"last\.pt: .*another network.*`stem\.weight` has shape \(4, .*\(8, "):
+        train(dataset, other, plan(), tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match=r"\.grn_beta` is only in the plan"):
+        train(dataset, task_for(dataset, grn=True), plan(), tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    def broken(net: Network, batch: Batch) -> Outcome:
+        logits = net(batch.images)[0]
+        return Outcome(logits.sum() * (float("nan") if batch.step == 2 else 1e-6), logits)
+
     with pytest.raises(DataError, match="the loss became nan at step 3; lower --lr, or use --amp fp32"):
-        train(dataset, task, plan(), tmp_path / "run")
+        train(dataset, task, plan(), tmp_path / "run", objective=broken)
     # What was whole before stays, and is free of NaN.
     saved = torch.load(tmp_path / "run" / LAST, weights_only=True)
     assert saved["counters"]["step"] == 2
@@ -300,5 +374,6 @@ def test_patch_dice_pools_the_batch() -> None:
     predicted = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0]])
     logits = nn.functional.one_hot(predicted, 3).movedim(-1, 1).float()
     # Class 1: 2 of 3 predicted and 3 true agree; class 2: none.
-    assert patch_dice(logits, target) == pytest.approx((2 * 2 / 6 + 0) / 2)
-    assert patch_dice(nn.functional.one_hot(torch.zeros(1, 4, dtype=torch.long), 3).movedim(-1, 1), target[:1] * 0) == 1
+    assert pooled_dice(confusion(logits, target)) == pytest.approx((2 * 2 / 6 + 0) / 2)
+    nothing = nn.functional.one_hot(torch.zeros(1, 4, dtype=torch.long), 3).movedim(-1, 1)
+    assert pooled_dice(confusion(nothing, target[:1] * 0)) == 1

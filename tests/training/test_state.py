@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mednext_edge.errors import CheckpointError, UsageError
+from mednext_edge.errors import CheckpointError, DataError, UsageError
 from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.state import BEST, LAST, LOG, PLAN, Counters, RunFolder
 
@@ -23,17 +23,23 @@ class Run:
         torch.manual_seed(0)
         self.net = nn.Linear(2, 1)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.1)
-        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
         for _ in range(steps):
             self.optimizer.zero_grad()
             self.net(torch.ones(1, 2)).square().sum().backward()
             self.optimizer.step()
 
     def save(self, folder: RunFolder, name: str, counters: Counters) -> None:
-        folder.save(name, self.net, self.optimizer, self.scaler, counters)
+        folder.save(
+            name, {"network_weights": self.net.state_dict(), "optimizer_state": self.optimizer.state_dict()}, counters
+        )
 
     def restore(self, folder: RunFolder) -> Counters:
-        return folder.restore(self.net, self.optimizer, self.scaler)
+        folder.begin()
+        state, counters = folder.restore()
+        if state is not None:
+            self.net.load_state_dict(state["network_weights"])
+            self.optimizer.load_state_dict(state["optimizer_state"])
+        return counters
 
 
 def started(path: Path, chosen: TrainingPlan | None = None) -> RunFolder:
@@ -118,17 +124,18 @@ def test_a_failed_write_leaves_the_last_state(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"last\.pt cannot be written: No space left on device .* go on with --resume"):
         run.save(folder, LAST, Counters(step=2))
     assert (tmp_path / LAST).read_bytes() == before
+    assert names(tmp_path) == {PLAN, LAST}
 
 
 def test_best_weights_are_those_of_the_last_epoch_without_validation(tmp_path: Path) -> None:
     early, late, folder = Run(steps=1), Run(steps=4), started(tmp_path)
     late.save(folder, LAST, Counters())
-    assert torch.equal(folder.best_weights()["weight"], late.net.weight)
+    assert torch.equal(folder.weights(BEST)["weight"], late.net.weight)
     early.save(folder, BEST, Counters())
-    assert torch.equal(folder.best_weights()["weight"], early.net.weight)
+    assert torch.equal(folder.weights(BEST)["weight"], early.net.weight)
 
 
 def test_the_log_forgets_what_a_kill_undid(tmp_path: Path) -> None:

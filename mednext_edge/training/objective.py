@@ -1,0 +1,60 @@
+"""What a training step minimises, as an object that can be replaced: supervision here, distillation elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mednext_edge.training.loss import SupervisedLoss
+
+Outputs = Tensor | Sequence[Tensor]
+"""Logits [N, classes, *patch]; of a deeply supervised network a sequence at strides 1, 2, 4, ..."""
+Network = Callable[[Tensor], Outputs]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process sees at once.
+
+    Attributes:
+        images: [N, C, *patch] float32, on the device.
+        labels: class indices [N, 1, *patch] float32, on the device.
+        step: number of the optimiser step, from 0; whatever an objective changes over time depends on it alone,
+            so that a resumed run goes on as it would have.
+    """
+
+    images: Tensor
+    labels: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one batch: the loss to minimise (a scalar that averages over the samples), and the logits at full size."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Objective(Protocol):
+    """Runs the network on a batch and says how far off it is.
+
+    `net` computes in the run's precision by itself; what the objective does with the outputs is in float32.
+    """
+
+    def __call__(self, net: Network, batch: Batch) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The recipe's own objective: Dice and cross-entropy against the labels."""
+
+    loss: SupervisedLoss
+
+    def __call__(self, net: Network, batch: Batch) -> Outcome:
+        outputs = net(batch.images)
+        heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        return Outcome(self.loss(heads, batch.labels), heads[0])

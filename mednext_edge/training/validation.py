@@ -1,0 +1,71 @@
+"""How good the network is while it trains: on its own patches, and on whole images by sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mednext_edge.data.dataset import Case
+from mednext_edge.errors import DataError
+from mednext_edge.runtime.predictor import Predictor
+from mednext_edge.runtime.torch_session import TorchSession
+from mednext_edge.task import Task
+from mednext_edge.training.team import ALONE, Team
+
+
+def validate_dice(
+    net: nn.Module, task: Task, cases: Sequence[Case], device: str, team: Team = ALONE
+) -> dict[str, float]:
+    """Mean Dice per foreground class over whole images, by sliding window; NaN for a class no case has.
+
+    Each process predicts its share of the cases; all of them return the same means.
+    """
+    was_training = net.training
+    net.eval()
+    predictor = Predictor(TorchSession(net, task, device))
+    mine = {case.name: _dice_of(case, predictor, task) for case in team.share(cases)}
+    net.train(was_training)
+    by_case = {name: scores for part in team.gather(mine) for name, scores in part.items()}
+    means: dict[str, float] = {}
+    for label, value in task.labels.items():
+        if value:
+            # In the cases' own order, so that the mean does not depend on the number of processes.
+            found = [by_case[case.name][label] for case in cases if label in by_case[case.name]]
+            means[label] = float(np.mean(found)) if found else float("nan")
+    return means
+
+
+def _dice_of(case: Case, predictor: Predictor, task: Task) -> dict[str, float]:
+    """Dice of the foreground classes that the case or its prediction has."""
+    if case.labels is None:
+        raise DataError(f"validation case {case.name} has no labels")
+    predicted, reference = predictor.predict(case.image()), case.labels().array
+    scores: dict[str, float] = {}
+    for name, value in task.labels.items():
+        a, b = predicted == value, reference == value
+        total = int(a.sum()) + int(b.sum())
+        if value and total:
+            scores[name] = 2 * int((a & b).sum()) / total
+    return scores
+
+
+def confusion(logits: Tensor, target: Tensor) -> Tensor:
+    """Voxels by reference and prediction, [classes, classes] float64.
+
+    Args:
+        logits: [N, classes, *patch].
+        target: class indices [N, 1, *patch].
+    """
+    classes = logits.shape[1]
+    pairs = target[:, 0].long() * classes + logits.argmax(1)
+    return torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes).double()
+
+
+def pooled_dice(counts: Tensor) -> float:
+    """Mean foreground Dice of a confusion matrix, over the classes that occur; 1 where none does."""
+    totals = counts.sum(0) + counts.sum(1)
+    scores = (2 * counts.diagonal() / totals)[1:][totals[1:] > 0]
+    return float(scores.mean()) if len(scores) else 1.0
