@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 
 from mednext_edge.ops.cuda_library import CudaLibrary
+from tests.csrc.edge_bundles import fake_library
+from tests.csrc.edge_library import EdgeLibrary
 from tests.csrc.host_library import build_host_library
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
     return CudaLibrary(build_host_library(tmp_path_factory.mktemp("csrc")))
+
+
+@pytest.fixture(scope="session")
+def fake_edge(tmp_path_factory: pytest.TempPathFactory) -> EdgeLibrary:
+    """libmednext_edge with a network of one line in place of OpenVINO."""
+    return fake_library(tmp_path_factory.mktemp("edge"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,66 @@
+// What `manifest.json` says, as far as a device needs it: the twin of mednext_edge/bundle/manifest.py and task.py.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace mednext {
+
+using Shape = std::array<int64_t, 3>;  // (z, y, x)
+
+enum class Scheme { zscore, ct, rescale, none };
+
+struct Normalization {
+  Scheme scheme = Scheme::zscore;
+  bool masked = false;
+  double mean = 0, sd = 1, lower = 0, upper = 0;
+};
+
+struct Preprocessing {
+  std::optional<std::string> orientation;  // axis codes of (x, y, z), such as RAS
+  std::array<int, 3> transpose{0, 1, 2};
+  bool crop_nonzero = true;
+  std::vector<Normalization> normalization;  // one a channel
+  bool normalize_after_resampling = false;
+  std::vector<double> spacing;  // mm, of the last axes; empty keeps the image's own
+  int image_order = 3;
+  double anisotropy_threshold = 3;
+};
+
+struct Manifest {
+  std::string name, target, precision, created;
+  int spatial_dims = 3;
+  int64_t channels = 1;
+  std::vector<std::string> labels;  // by value
+  Preprocessing preprocessing;
+  Shape patch{};  // z is 1 for a 2-D network
+  double step = 0.5;
+  std::vector<int> mirror_axes;  // of (z, y, x)
+  bool average_logits = false;   // or else their softmax
+
+  struct Engine {
+    std::string file, provider, provider_version, arch;
+    bool deferred = false;
+    size_t plans = 0;
+  } engine;
+
+  struct File {
+    std::string path, sha256;
+    uint64_t size;
+  };
+  std::vector<File> files;
+
+  int64_t classes() const { return static_cast<int64_t>(labels.size()); }
+  // Throws Error(INTEGRITY) that names the field, for anything but a manifest that Python would accept and whose
+  // network segments.
+  static Manifest parse(std::string_view json);
+};
+
+// Whether a path can only mean a file below the bundle, on every system.
+bool is_inside(std::string_view path);
+
+}  // namespace mednext
