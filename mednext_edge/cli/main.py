@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mednext_edge.cli import bench, build, doctor, export, inspect, predict, quantize, train, validate, verify
+from mednext_edge.cli import bench, build, convert, doctor, export, inspect, predict, quantize, train, validate, verify
 from mednext_edge.cli.console import show_error
 from mednext_edge.cli.sizes import SizeCommand
 from mednext_edge.errors import MednextEdgeError
@@ -26,6 +26,7 @@ COMMANDS = (
     ("doctor", doctor.doctor),
     ("inspect", inspect.inspect),
     ("train", train.train),
+    ("convert", convert.convert),
     ("quantize", quantize.quantize),
     ("export", export.export),
     ("build", build.build),

@@ -10,6 +10,7 @@ from torch import nn
 
 from mednext_edge.errors import CheckpointError, MednextEdgeError
 from mednext_edge.models.config import MedNeXtConfig
+from mednext_edge.models.ensemble import Ensemble, describe_ensemble
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.registry import Registry
 from mednext_edge.task import ModelSpec
@@ -69,5 +70,28 @@ FAMILIES.add(
         build=lambda config: MedNeXt(MedNeXtConfig(**config)),
         describe=describe_mednext,
         divisor=lambda spec: MedNeXtConfig(**spec.config).divisor,
+    ),
+)
+
+
+def build_ensemble(config: Mapping[str, Any]) -> Ensemble:
+    """An ensemble from `members` (how many), `member` (a ModelSpec) and `average`."""
+    member = ModelSpec.model_validate(config["member"])
+    if member.family == "ensemble":
+        raise CheckpointError("an ensemble of ensembles; expected networks as its members")
+    if config["average"] not in ("softmax", "logits"):
+        raise CheckpointError(f"an ensemble that averages `{config['average']}`; expected softmax or logits")
+    members = [build(member) for _ in range(config["members"])]
+    return Ensemble(members, FAMILIES[member.family].describe(members[0]), config["average"])
+
+
+FAMILIES.add(
+    "ensemble",
+    Family(
+        build=build_ensemble,
+        describe=describe_ensemble,
+        divisor=lambda spec: FAMILIES[spec.config["member"]["family"]].divisor(
+            ModelSpec.model_validate(spec.config["member"])
+        ),
     ),
 )

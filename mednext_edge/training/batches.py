@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mednext_edge.data.recipe import Prepared
 from mednext_edge.errors import DataError
-from mednext_edge.training.augment import augmentation
+from mednext_edge.training.augment import change_intensities, draw_flips, draw_matrix, intensity_steps
+from mednext_edge.training.patches import Sample, choose_centre, cut, reach, warp
 from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.team import ALONE, Team
 
@@ -37,15 +37,13 @@ class BatchSource:
     def __init__(self, cases: Sequence[Prepared], plan: TrainingPlan, team: Team = ALONE) -> None:
         if not cases:
             raise DataError("found no training case; expected at least one image with labels")
-        self._samples: list[dict[str, Tensor]] = []
-        for case in cases:
+        self._samples: list[Sample] = []
+        for number, case in enumerate(cases):
             if case.labels is None:
                 raise DataError("found a training image without labels; every training case needs a label map")
-            label = torch.from_numpy(case.labels.astype(np.float32))[None]
-            self._samples.append({"image": torch.from_numpy(case.image), "label": label})
-        self._has_foreground = [bool((s["label"] > 0).any()) for s in self._samples]
+            self._samples.append(Sample.of(case.image, case.labels, np.random.default_rng([plan.seed, number])))
         self._plan, self._team = plan, team
-        self._pipelines = {flag: augmentation(plan, foreground=flag) for flag in (False, True)}
+        self._steps = intensity_steps(plan.patch)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of a batch: images [N, C, *patch] and class indices [N, 1, *patch], both float32."""
@@ -75,17 +73,26 @@ class BatchSource:
     def _sample(self, step: int, place: int) -> tuple[Tensor, Tensor]:
         """One patch: image [C, *patch] and class indices [1, *patch]."""
         plan = self._plan
-        rng = np.random.RandomState(np.array([plan.seed, step, place], dtype=np.uint32))
+        rng = np.random.default_rng([plan.seed, step, place])
         # As nnU-Net: the last ones of each batch are on foreground, at least one of them.
         on_foreground = max(1, round(plan.batch * plan.foreground)) if plan.foreground > 0 else 0
-        index = int(rng.randint(len(self._samples)))
-        wanted = place >= plan.batch - on_foreground and self._has_foreground[index]
-        pipeline = self._pipelines[wanted]
-        pipeline.set_random_state(seed=int(rng.randint(2**31 - 1)))
-        sample = self._samples[index]
-        out = pipeline(dict(sample) if len(plan.patch) == 3 else _slice(sample, wanted, rng))
-        patch = out[0] if isinstance(out, list) else out
-        return _plain(patch["image"]), _plain(patch["label"]).round()
+        sample = self._samples[int(rng.integers(len(self._samples)))]
+        centre = choose_centre(sample, plan.patch, foreground=place >= plan.batch - on_foreground, rng=rng)
+        image, labels = sample.image, sample.labels[np.newaxis]
+        if len(plan.patch) == 2:
+            image, labels, centre = image[:, centre[0]], labels[:, centre[0]], centre[1:]
+        matrix = draw_matrix(plan.patch, rng) if plan.augment else None
+        if matrix is None:
+            patch, target = cut(image, centre, plan.patch), cut(labels, centre, plan.patch)
+        else:
+            sides = reach(matrix, plan.patch)
+            patch = warp(cut(image, centre, sides), matrix, plan.patch, mode="bilinear")
+            target = warp(cut(labels, centre, sides), matrix, plan.patch, mode="nearest")
+        if plan.augment:
+            patch = change_intensities(patch, self._steps, rng)
+            flips = [1 + axis for axis in draw_flips(plan.mirror_axes, rng)]
+            patch, target = patch.flip(flips), target.flip(flips)
+        return patch.contiguous(), target.contiguous()
 
 
 class _Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -99,16 +106,3 @@ class _Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self._source.batch(self._start + index)
-
-
-def _slice(sample: dict[str, Tensor], foreground: bool, rng: np.random.RandomState) -> dict[str, Tensor]:
-    """One slice of [C, Z, Y, X], of those with foreground if asked for."""
-    slices = torch.arange(sample["label"].shape[1])
-    if foreground:
-        slices = slices[(sample["label"] > 0).any(-1).any(-1)[0]]
-    z = int(slices[int(rng.randint(len(slices)))])
-    return {name: tensor[:, z] for name, tensor in sample.items()}
-
-
-def _plain(x: Tensor) -> Tensor:
-    return (x.as_tensor() if isinstance(x, MetaTensor) else x).float().contiguous()
