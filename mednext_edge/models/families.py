@@ -60,7 +60,7 @@ def build(spec: ModelSpec) -> nn.Module:
     family = FAMILIES[spec.family]
     try:
         return family.build(spec.config)
-    except (TypeError, ValueError, MednextEdgeError) as error:
+    except (LookupError, TypeError, ValueError, MednextEdgeError) as error:
         raise CheckpointError(f"the configuration of this `{spec.family}` cannot be built: {error}") from error
 
 
