@@ -95,7 +95,7 @@ class FakeNetwork(Session):
 
 def compile_native(sources: list[Path], out: Path, *flags: str) -> Path:
     """Compile C++ files with the headers of csrc."""
-    command = [compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", *flags, *map(str, sources)]
+    command = [compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", *map(str, sources), *flags]
     done = subprocess.run([*command, "-o", str(out), "-ldl", "-pthread"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out

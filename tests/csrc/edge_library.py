@@ -109,9 +109,10 @@ def segment_options(step: float = 0.0, mirror: bool = False, progress: Callable[
 
 
 class EdgeLibrary:
-    """The shared library; `call` raises what a function answers if it is not OK."""
+    """The shared library in `folder`; `call` raises what a function answers if it is not OK."""
 
     def __init__(self, path: Path) -> None:
+        self.folder = path.parent
         self.native = ctypes.CDLL(str(path))
         self.native.mednext_last_error.restype = ctypes.c_char_p
         self.native.mednext_version.restype = ctypes.c_char_p

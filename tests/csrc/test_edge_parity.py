@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 import mednext_edge as mx
 from mednext_edge.data.volume import Volume, read_image
-from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.task import Normalization, Preprocessing, Task
 from tests.csrc.edge_bundles import FakeNetwork, fake_task, installed_library, write_fake_bundle
@@ -133,10 +132,9 @@ def check_bundle(library: EdgeLibrary, folder: Path, volumes: list[Volume], mirr
     assert different <= 1e-4 * voxels
 
 
-def test_tiny_network_in_openvino(tiny_model: LoadedModel, tmp_path: Path) -> None:
-    bundle = mx.export(tiny_model, target="openvino", precision="fp32", out=tmp_path / "tiny")
+def test_tiny_network_in_openvino(tiny_bundle: Path) -> None:
     volume = Volume(blobs((20, 17, 24)), np.array(ROTATED))
-    check_bundle(EdgeLibrary(installed_library()), bundle, [volume], mirror=True)
+    check_bundle(EdgeLibrary(installed_library()), tiny_bundle, [volume], mirror=True)
 
 
 @pytest.mark.data

@@ -132,7 +132,11 @@ Manifest::Engine engine(const Field& field) {
   engine.provider_version = field["provider_version"].text();
   engine.arch = optional_text(field, "arch");
   engine.deferred = one_of(field["status"], {"built", "deferred"}) == 1;
-  if (const auto plans = field.find("plans")) engine.plans = plans->list(kMostFiles).size();
+  if (const auto plans = field.find("plans"))
+    for (const Field& plan : plans->list(kMostFiles)) {
+      plan.only({"arch", "file"});
+      engine.plans.push_back({plan["arch"].text(), plan["file"].text()});
+    }
   return engine;
 }
 
@@ -151,6 +155,31 @@ std::vector<Manifest::File> files(const Field& field) {
     found.push_back(std::move(file));
   }
   return found;
+}
+
+// Parts that a device has no use for; checked all the same, so that what Python refuses is refused here.
+void check_rest(const Field& field) {
+  const Field model = field["model"], source = field["source"];
+  model["family"].text();
+  model["variant"].text();
+  model["kernel_size"].integer(INT64_MIN, INT64_MAX);
+  model["parameters"].integer(0, INT64_MAX);
+  if (model["config"].value().kind != Json::Kind::object) model["config"].wrong("an object");
+  source.only({"format", "file", "sha256"});
+  for (const char* key : {"format", "file", "sha256"}) source[key].text();
+  field["input"].only({"shape", "dtype", "layout", "patch"});
+  field["output"].only({"shape", "dtype", "layout"});
+  if (const auto rewrites = field.find("rewrites"))
+    for (const Field& rewrite : rewrites->list(kMostFiles)) rewrite.text();
+  for (const char* key : {"tool_version", "created"})
+    if (const auto text = field.find(key)) text->text();
+  if (const auto gate = field.find("gate")) {
+    gate->only({"status", "metric", "max_drop", "drop"});
+    if (const auto status = gate->find("status")) one_of(*status, {"passed", "failed", "not_run"});
+    optional_text(*gate, "metric");
+    for (const char* key : {"max_drop", "drop"})
+      if (const auto drop = gate->find(key); drop && !drop->is_null()) drop->number(true);
+  }
 }
 
 Manifest read(const Field& field) {
@@ -178,11 +207,16 @@ Manifest read(const Field& field) {
   check_tensor(field["input"], manifest.channels, manifest.spatial_dims);
   check_tensor(field["output"], classes, manifest.spatial_dims);
   manifest.patch = patch(field["input"]["patch"], manifest.spatial_dims);
+  check_rest(field);
   manifest.engine = engine(field["engine"]);
   manifest.files = files(field["files"]);
-  const auto same = [&](const Manifest::File& file) { return file.path == manifest.engine.file; };
-  if (std::none_of(manifest.files.begin(), manifest.files.end(), same))
-    field["engine"]["file"].wrong("one of the listed files");
+  std::vector<std::string> engines{manifest.engine.file};
+  for (const auto& plan : manifest.engine.plans) engines.push_back(plan.file);
+  for (const std::string& name : engines) {
+    const auto same = [&](const Manifest::File& file) { return file.path == name; };
+    if (std::none_of(manifest.files.begin(), manifest.files.end(), same))
+      field["engine"]["file"].wrong("one of the listed files, found " + name);
+  }
   return manifest;
 }
 

@@ -42,10 +42,13 @@ struct Manifest {
   std::vector<int> mirror_axes;  // of (z, y, x)
   bool average_logits = false;   // or else their softmax
 
+  struct Plan {
+    std::string arch, file;
+  };
   struct Engine {
     std::string file, provider, provider_version, arch;
     bool deferred = false;
-    size_t plans = 0;
+    std::vector<Plan> plans;
   } engine;
 
   struct File {

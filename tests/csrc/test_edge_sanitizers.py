@@ -1,0 +1,67 @@
+"""The whole C interface under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mednext_edge.task import Normalization, Preprocessing
+from tests.csrc.edge_bundles import HERE, compile_native, fake_task, installed_library, write_fake_bundle
+from tests.csrc.edge_library import EdgeLibrary
+
+NONE = (Normalization(scheme="none"),)
+RECIPES = {
+    "whole volume": Preprocessing(normalization=(Normalization(masked=True),), spacing=(1.2, 0.9, 1)),
+    "early": Preprocessing(normalization=NONE, orientation="RAS"),
+    "late": Preprocessing(normalization=NONE, orientation="RAS", spacing=(1.2, 1.2, 1.2), crop_nonzero=False),
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [write_fake_bundle(folder / name, fake_task(r, mirror_axes=(0, 1))) for name, r in RECIPES.items()]
+
+
+def exercise(*command: str | Path, openvino: Path) -> None:
+    environment = {**os.environ, "MEDNEXT_OPENVINO_LIBRARY": str(openvino), "ASAN_OPTIONS": "detect_leaks=1"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+@pytest.mark.parametrize("kind", ["address,undefined", "thread"])
+def test_sanitizers(kind: str, bundles: list[Path], fake_edge: EdgeLibrary, csrc: Path, tmp_path: Path) -> None:
+    sources = [*sorted((csrc / "runtime").glob("*.cpp")), HERE / "exercise.cpp"]
+    left_out = {"cpu_features.cpp", "engine_tensorrt.cpp"}
+    everything = tmp_path / "everything.cpp"  # one file, since the headers are most of the work
+    everything.write_text("".join(f'#include "{file}"\n' for file in sources if file.name not in left_out))
+    sanitize = (f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-g", "-O0")
+    try:
+        compile_native([_empty(tmp_path)], tmp_path / "empty", *sanitize)
+    except AssertionError as error:
+        pytest.skip(f"the compiler has no -fsanitize={kind}: {error}")
+    flags = ('-DMEDNEXT_EDGE_VERSION="0"', f"-I{csrc / 'include'}", f"-I{csrc / 'runtime'}", *sanitize)
+    program = compile_native([everything], tmp_path / "exercise", *flags)
+    for bundle in bundles:
+        exercise(program, bundle, "2" if kind == "thread" else "1", openvino=fake_edge.folder)
+
+
+def _empty(folder: Path) -> Path:
+    file = folder / "empty.cpp"
+    file.write_text("int main() { return 0; }\n")
+    return file
+
+
+def test_valgrind(bundles: list[Path], fake_edge: EdgeLibrary, csrc: Path, tmp_path: Path) -> None:
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        pytest.skip("no valgrind (Debian package valgrind)")
+    library = installed_library()
+    link = (f"-I{csrc / 'include'}", "-O1", str(library), f"-Wl,-rpath,{library.parent}")
+    program = compile_native([HERE / "exercise.cpp"], tmp_path / "exercise", *link)
+    leaks = ("--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--error-exitcode=9", "-q")
+    exercise(valgrind, *leaks, program, bundles[1], openvino=fake_edge.folder)
