@@ -6,6 +6,7 @@
     |-- CheckpointError         exit 1   a weights file that cannot be read or does not fit
     |   `-- UnsafePickleError            a pickle that asks for more than the allow-list
     |-- DataError               exit 1   images, labels or datasets that cannot be used
+    |   `-- GeometryError                  slices that do not make one regular volume; says what kind of fault
     |-- ExportError             exit 1   a graph that cannot be written, converted or run
     |-- AccuracyGateError       exit 3   the exported model loses more than `--max-drop`
     |-- PerformanceGateError    exit 4   slower than the gate allows
@@ -44,6 +45,18 @@ class UnsafePickleError(CheckpointError):
 
 class DataError(MednextEdgeError):
     """Images, labels or datasets that cannot be used as they are."""
+
+
+class GeometryError(DataError):
+    """Slices that do not make one regular volume.
+
+    Attributes:
+        kind: the fault in one word, such as `gap` or `tilt`, for counting and for logs.
+    """
+
+    def __init__(self, message: str, kind: str = "geometry") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ExportError(MednextEdgeError):

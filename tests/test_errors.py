@@ -24,6 +24,7 @@ def test_exit_codes_are_those_of_the_commands() -> None:
         "CheckpointError": 1,
         "UnsafePickleError": 1,
         "DataError": 1,
+        "GeometryError": 1,
         "ExportError": 1,
         "AccuracyGateError": 3,
         "PerformanceGateError": 4,

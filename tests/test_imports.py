@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom to the top; a part may import its own layer, without circles, and those below.
 LAYERS = (
-    {"errors", "registry", "task", "cpu", "environment"},
+    {"errors", "registry", "task", "cpu", "environment", "optional"},
     {"models", "ops", "data", "checkpoints", "bundle", "demo", "nvidia"},
     {"runtime", "fusion"},
     {"training", "export", "quantize", "evaluation", "serving"},
@@ -35,7 +35,10 @@ HEAVY = {
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "highdicom",
+    "ismrmrd",
     "pydicom",
+    "pynetdicom",
     "ray",
     "scipy",
     "tensorrt",
@@ -44,7 +47,10 @@ HEAVY = {
     "torch",
 }
 # What no sub-package may bring in by being imported itself; its modules are imported when they are used.
-ENGINES = {"nncf", "onnxruntime", "openvino", "pydicom", "ray", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
+ENGINES = {
+    *("nncf", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
+    *("highdicom", "ismrmrd", "pynetdicom", "ray"),  # not pydicom: monai imports it wherever it is installed
+}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

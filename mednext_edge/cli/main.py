@@ -10,7 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from mednext_edge.cli import bench, build, convert, doctor, export, inspect, predict, quantize, train, validate, verify
+from mednext_edge.cli import (
+    bench,
+    build,
+    convert,
+    doctor,
+    export,
+    inspect,
+    predict,
+    quantize,
+    serve,
+    train,
+    validate,
+    verify,
+)
 from mednext_edge.cli.console import show_error
 from mednext_edge.cli.sizes import SizeCommand
 from mednext_edge.errors import MednextEdgeError
@@ -35,6 +48,9 @@ COMMANDS = (
     ("bench", bench.bench),
     ("verify", verify.verify),
 )
+
+GROUPS = (("serve", "Serve a bundle to scanners and archives, until Ctrl-C or SIGTERM.", (("dicom", serve.dicom),)),)
+"""Commands that have commands of their own: name, help, and those."""
 
 
 class _State:
@@ -62,6 +78,10 @@ def _group(
     _State.debug = debug
 
 
+def _no_options() -> None:
+    """A group of one command stays a group."""
+
+
 def _typer(help_text: str | None = None) -> typer.Typer:
     return typer.Typer(
         help=help_text,
@@ -83,6 +103,12 @@ def edge_app() -> typer.Typer:
     app.callback()(_group)
     for name, command in COMMANDS:
         app.command(name, cls=SizeCommand, epilog=EXIT_CODES)(command)
+    for group, words, commands in GROUPS:
+        sub = _typer(words)
+        for name, command in commands:
+            sub.command(name, epilog=EXIT_CODES)(command)
+        sub.callback()(_no_options)
+        app.add_typer(sub, name=group)
     return app
 
 

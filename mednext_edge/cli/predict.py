@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from mednext_edge.cli.console import (
     NO_PROGRESS_OPTION,
     THREADS_OPTION,
     emit_json,
+    one_of,
     say,
     show_error,
     track,
@@ -22,7 +23,7 @@ from mednext_edge.cli.console import (
 from mednext_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mednext_edge.data.dataset import Case
+    from mednext_edge.serving.cohort import CaseResult
 
 
 def predict(
@@ -33,7 +34,8 @@ def predict(
             "-i",
             "--input",
             metavar="IN",
-            help="A NIfTI file, or a folder of them; case_0000.nii.gz, case_0001.nii.gz are channels of one case.",
+            help="A NIfTI file, a folder of them (case_0000.nii.gz, case_0001.nii.gz are channels of one case), or a "
+            "folder of DICOM series.",
         ),
     ],
     out: Annotated[
@@ -60,6 +62,15 @@ def predict(
     continue_prediction: Annotated[
         bool, typer.Option("--continue_prediction", help="Skip the cases whose label map is there.")
     ] = False,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Of the label maps: nifti, or dicom-seg for DICOM series.",
+            callback=one_of("output format", ("nifti", "dicom-seg")),
+        ),
+    ] = "nifti",
     device: Annotated[str | None, DEVICE_OPTION] = None,
     threads: Annotated[int | None, THREADS_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
@@ -71,48 +82,51 @@ def predict(
 
     - `mednext-edge predict hippocampus.openvino-int8 -i images -o labels --disable_tta`
     - `mednext-edge predict hippocampus.openvino-int8 -i images -o labels -num_parts 2 -part_id 0`
-    """
-    from mednext_edge.cli.sources import open_source
-    from mednext_edge.data.dataset import list_images
-    from mednext_edge.data.volume import write_labels
-    from mednext_edge.runtime.predictor import Predictor
 
-    cases = _part(list_images(images), num_parts, part_id)
+    - `mednext-edge predict hippocampus.openvino-int8 -i DICOM_FOLDER -o labels --format dicom-seg`
+    """
+    from mednext_edge.cli.sources import open_source, source_digest
+    from mednext_edge.data.dataset import list_images
+    from mednext_edge.serving.cohort import CaseRunner, Settings, label_file, part_of
+
+    cases = part_of(list_images(images), num_parts, part_id)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; expected a folder for -o")
-    done, failed = [], []
+    settings = Settings(
+        out=out,
+        output=output,
+        step=step_size,
+        mirror=not disable_tta,
+        digest=source_digest(source) if output == "dicom-seg" else "",
+        version=version("mednext-edge"),
+    )
+    results: list[CaseResult] = []
     with track(not no_progress) as progress, open_source(source, device=device, threads=threads) as session:
         out.mkdir(parents=True, exist_ok=True)
+        runner = CaseRunner(session, settings)
         for number, case in enumerate(cases, 1):
-            target = out / f"{case.name}.nii.gz"
-            if continue_prediction and target.is_file():
+            if continue_prediction and label_file(settings, case.name).is_file():
                 continue
-            report = partial(progress, f"{case.name} ({number} of {len(cases)})")
-            predictor = Predictor(session, step=step_size, mirror=not disable_tta, progress=report)
-            start = time.perf_counter()
-            try:
-                image = case.image()
-                write_labels(target, predictor.predict(image), image)
-            except DataError as error:  # one bad image does not cost the others of a long run
-                show_error(f"{case.name}: {error}")
-                failed.append({"case": case.name, "error": str(error)})
-                continue
-            done.append({"case": case.name, "labels": target, "seconds": round(time.perf_counter() - start, 3)})
-    skipped = len(cases) - len(done) - len(failed)
+            results.append(runner.run(case, partial(progress, f"{case.name} ({number} of {len(cases)})")))
+            if results[-1].error is not None:
+                show_error(f"{case.name}: {results[-1].error}")
+    _report(results, len(cases), source, out, json)
+
+
+def _report(results: list[CaseResult], cases: int, source: str, out: Path, json: bool) -> None:
+    done = [result for result in results if result.error is None]
+    failed = [result for result in results if result.error is not None]
+    skipped = cases - len(results)
     if json:
-        emit_json({"source": source, "cases": done, "failed": failed, "skipped": skipped})
+        emit_json(
+            {
+                "source": source,
+                "cases": [result.model_dump(exclude={"error"}) for result in done],
+                "failed": [result.model_dump(include={"case", "error"}) for result in failed],
+                "skipped": skipped,
+            }
+        )
     else:
         say(f"{len(done)} label maps written to {out}" + (f", {skipped} were there" if skipped else ""), "green")
     if failed:
-        raise DataError(f"{len(failed)} of {len(cases)} images could not be predicted; the messages above say why")
-
-
-def _part(cases: tuple[Case, ...], parts: int, part: int) -> tuple[Case, ...]:
-    """Every `parts`-th case from the `part`-th on.
-
-    Raises:
-        UsageError: there is no such part.
-    """
-    if part >= parts:
-        raise UsageError(f"found -part_id {part} with -num_parts {parts}; expected 0 to {parts - 1}")
-    return cases[part::parts]
+        raise DataError(f"{len(failed)} of {cases} images could not be predicted; the messages above say why")

@@ -22,3 +22,14 @@ def open_source(
 
     model = Path(where) if (Path(where) / MANIFEST).is_file() else mx.load(where)
     return mx.open(model, device=device, threads=threads, patch=patch)
+
+
+def source_digest(where: str) -> str:
+    """SHA-256 in hex of what segments: a bundle's manifest, which holds the digests of its files, or the weights."""
+    import hashlib
+
+    import mednext_edge as mx
+    from mednext_edge.bundle.manifest import MANIFEST
+
+    manifest = Path(where) / MANIFEST
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else mx.load(where).source.sha256

@@ -15,6 +15,7 @@ import numpy as np
 
 from mednext_edge.data.case_files import channels_of, group_channels, image_and_label_folder, nifti_files, pair
 from mednext_edge.data.dataset_json import Description, read_description
+from mednext_edge.data.dicom import find_series, read_series
 from mednext_edge.data.volume import SUFFIXES, Volume, image_channels, label_values, read_image, read_labels
 from mednext_edge.errors import DataError
 from mednext_edge.registry import unknown_name
@@ -92,19 +93,24 @@ def open_dataset(where: str | Path) -> Dataset:
 
 
 def list_images(where: str | Path) -> tuple[Case, ...]:
-    """The cases to predict in a folder of NIfTI files, or the one that a single file belongs to; labels are None.
+    """The cases to predict in a folder of NIfTI files or DICOM series, or the one of a single file; labels are None.
 
     Files named `case_0000.nii.gz`, `case_0001.nii.gz`, ... are the channels of one case (nnU-Net's naming);
-    any other file is a case of its own.
+    any other file is a case of its own. A folder without NIfTI files is searched for DICOM series, its sub-folders
+    included; each is a case of one channel, whose volume is a `DicomVolume`.
 
     Raises:
-        DataError: no such path, no NIfTI file in it, a gap in the channel numbers, one name twice.
+        DataError: no such path, no image in it, a gap in the channel numbers, one name twice.
+        TargetUnavailableError: there is DICOM alone, and pydicom is not installed.
     """
     path = Path(where).expanduser()
     cases = dict([channels_of(path)]) if path.is_file() else group_channels(nifti_files(path))
-    if not cases:
-        raise DataError(f"{path} holds no NIfTI file ({', '.join(SUFFIXES)})")
-    return tuple(Case(name, partial(read_image, files)) for name, files in cases.items())
+    if cases:
+        return tuple(Case(name, partial(read_image, files)) for name, files in cases.items())
+    series = find_series(path)
+    if not series:
+        raise DataError(f"{path} holds no NIfTI file ({', '.join(SUFFIXES)}) and no DICOM image series")
+    return tuple(Case(name, partial(read_series, files)) for name, files in series.items())
 
 
 def validation_names(names: Iterable[str]) -> tuple[str, ...]:

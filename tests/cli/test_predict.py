@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
+
+from tests.data.dicom_series import make_slices, on_grid, save_slices
 
 from .conftest import Cli
 
@@ -143,3 +146,35 @@ def test_output_that_is_a_file(edge: Cli, bundle: Path, images: Path, tmp_path: 
     (tmp_path / "out").write_bytes(b"mine")
     assert edge("predict", bundle, "-i", images, "-o", tmp_path / "out").code == 2
     assert (tmp_path / "out").read_bytes() == b"mine"
+
+
+def test_dicom_series_and_segmentation_objects(edge: Cli, bundle: Path, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 500, (12, 17, 19)).astype(np.int16)
+    row, column = (0.96, 0.28, 0), (-0.28, 0.96, 0)
+    for name in ("one", "two"):
+        save_slices(tmp_path / "study" / name, make_slices(voxels, row=row, column=column))
+    args = ["predict", bundle, "-i", tmp_path / "study", "--disable_tta"]
+    assert edge(*args, "-o", tmp_path / "nifti").code == 0
+    done = edge(*args, "-o", tmp_path / "seg", "--format", "dicom-seg", "--json")
+    assert [Path(case["labels"]).name for case in done.json["cases"]] == ["one.dcm", "two.dcm"]
+    nifti = nib.load(tmp_path / "nifti" / "one.nii.gz")
+    seg = highdicom.seg.segread(tmp_path / "seg" / "one.dcm")
+    np.testing.assert_array_equal(on_grid(seg, nifti.affine, nifti.shape[::-1]), np.asarray(nifti.dataobj).T)
+    again = edge(*args, "-o", tmp_path / "seg", "--format", "dicom-seg", "--continue_prediction", "--json")
+    assert again.json["skipped"] == 2
+
+
+def test_nifti_has_no_segmentation_object(edge: Cli, bundle: Path, images: Path, tmp_path: Path) -> None:
+    args = ["predict", bundle, "-i", images, "-o", tmp_path / "out", "--disable_tta", "--format"]
+    done = edge(*args, "dicom-seg")
+    assert done.code == 1
+    assert "refers to a DICOM series" in done.err
+    assert edge(*args, "dicomseg").code == 2
+
+
+def test_a_gap_in_a_series_is_named(edge: Cli, bundle: Path, tmp_path: Path) -> None:
+    slices = make_slices(np.ones((8, 17, 19), np.int16))
+    save_slices(tmp_path / "in", slices[:3] + slices[4:])
+    done = edge("predict", bundle, "-i", tmp_path / "in", "-o", tmp_path / "out", "--disable_tta")
+    assert done.code == 1
+    assert "1 missing slice" in done.err
