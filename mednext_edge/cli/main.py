@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +49,9 @@ COMMANDS = (
     ("verify", verify.verify),
 )
 
-GROUPS = (("serve", "Serve a bundle to scanners and archives, until Ctrl-C or SIGTERM.", (("dicom", serve.dicom),)),)
+GROUPS: tuple[tuple[str, str, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
+    ("serve", "Serve a bundle to scanners and archives, until Ctrl-C or SIGTERM.", (("dicom", serve.dicom),)),
+)
 """Commands that have commands of their own: name, help, and those."""
 
 
@@ -105,8 +107,8 @@ def edge_app() -> typer.Typer:
         app.command(name, cls=SizeCommand, epilog=EXIT_CODES)(command)
     for group, words, commands in GROUPS:
         sub = _typer(words)
-        for name, command in commands:
-            sub.command(name, epilog=EXIT_CODES)(command)
+        for name, member in commands:
+            sub.command(name, epilog=EXIT_CODES)(member)
         sub.callback()(_no_options)
         app.add_typer(sub, name=group)
     return app

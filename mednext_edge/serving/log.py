@@ -35,7 +35,8 @@ class EventLog:
         self._lock = threading.Lock()
 
     def __call__(self, event: str, level: str = "info", **fields: Value) -> None:
-        record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event}
+        record: dict[str, Value] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        record |= {"level": level, "event": event}
         record |= {key: value[:_LONGEST] if isinstance(value, str) else value for key, value in fields.items()}
         line = json.dumps(record) if self._json else _words(record)
         with self._lock:

@@ -12,7 +12,7 @@ import pytest
 
 import mednext_edge
 from mednext_edge import bundle, errors
-from mednext_edge.cli.main import COMMANDS, edge_app, run
+from mednext_edge.cli.main import COMMANDS, GROUPS, edge_app, run
 from mednext_edge.errors import MednextEdgeError
 
 from .conftest import Cli
@@ -39,6 +39,15 @@ def test_help_of_each_command_has_an_example_that_names_it(edge: Cli, name: str)
     assert "Example" in words
     assert f"mednext-edge {name}" in words or (name == "export" and "mednext-export --target" in words)
     assert "--json" in words
+
+
+def test_help_of_groups_and_their_commands(edge: Cli) -> None:
+    assert all(f" {group} " in edge("--help").out for group, _, _ in GROUPS)
+    for group, _, commands in GROUPS:
+        assert all(f" {name} " in edge(group, "--help").out for name, _ in commands)
+        for name, _ in commands:
+            words = " ".join(edge(group, name, "-h").out.split())
+            assert f"mednext-edge {group} {name}" in words and "--json" in words
 
 
 def test_export_program_is_the_export_command(edge: Cli, mednext_export: Cli) -> None:
