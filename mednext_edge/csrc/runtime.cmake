@@ -51,7 +51,8 @@ target_compile_definitions(mednext_edge PRIVATE
 # Without contraction every processor rounds alike, and as NumPy does.
 target_compile_options(mednext_edge PRIVATE
   $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-Wall -Wextra -Wpedantic -ffp-contract=off>)
-set_target_properties(mednext_edge PROPERTIES CXX_EXTENSIONS OFF VISIBILITY_INLINES_HIDDEN ON)
+# In a few pieces: the standard library's headers are most of the work.
+set_target_properties(mednext_edge PROPERTIES CXX_EXTENSIONS OFF VISIBILITY_INLINES_HIDDEN ON UNITY_BUILD ON)
 target_link_libraries(mednext_edge PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
 
 # find_package(mednext_edge) with CMAKE_PREFIX_PATH at the installed package; all paths are relative to the files.

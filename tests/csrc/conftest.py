@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import mednext_edge as mx
+from benchmarks.edge.library import EdgeLibrary
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.ops.cuda_library import CudaLibrary
 from tests.csrc.edge_bundles import fake_library
-from tests.csrc.edge_library import EdgeLibrary
 from tests.csrc.host_library import build_host_library
 
 

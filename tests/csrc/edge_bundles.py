@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.edge.library import EdgeLibrary
 from mednext_edge import cpu
 from mednext_edge.bundle import BundleWriter, Engine, InputSpec, Manifest, OutputSpec
 from mednext_edge.models.loaded import Source
 from mednext_edge.runtime.session import Array, Session
 from mednext_edge.task import Inference, ModelSpec, Preprocessing, Task
-from tests.csrc.edge_library import EdgeLibrary
 from tests.csrc.host_library import compiler
 
 HERE = Path(__file__).parent

@@ -12,13 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.edge.library import (
+    BACKEND,
+    BUNDLE,
+    CANCELLED,
+    DATA,
+    ENGINE,
+    INTEGRITY,
+    MEMORY,
+    OK,
+    EdgeLibrary,
+    Failure,
+)
+from benchmarks.edge.library import segment_options as options
 from mednext_edge.bundle import verify
 from mednext_edge.bundle.manifest import MANIFEST, SEAL, seal
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import IntegrityError
 from tests.csrc.edge_bundles import fake_task, write_fake_bundle
-from tests.csrc.edge_library import BUNDLE, CANCELLED, DATA, ENGINE, INTEGRITY, MEMORY, OK, EdgeLibrary, Failure
-from tests.csrc.edge_library import segment_options as options
 
 VOLUME = Volume(np.random.default_rng(0).uniform(0, 4, (1, 20, 9, 17)).astype(np.float32), np.diag([-1.0, 1, 2, 1]))
 
@@ -182,7 +193,7 @@ def test_mutated_manifests_never_pass_where_python_refuses(
         text[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     reseal(folder, bytes(text))
     status, _ = opened(fake_edge, folder)
-    assert status in (OK, INTEGRITY)
+    assert status in (OK, INTEGRITY, BACKEND)  # BACKEND: another target
     if status == OK:
         verify(folder)
 

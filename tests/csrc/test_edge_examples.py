@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -11,10 +13,10 @@ import numpy as np
 import pytest
 
 import mednext_edge as mx
+from benchmarks.edge.library import EdgeLibrary
 from mednext_edge.data.volume import Volume, read_labels
 from mednext_edge.task import Normalization, Preprocessing
 from tests.csrc.edge_bundles import HERE, fake_task, installed_library, write_fake_bundle
-from tests.csrc.edge_library import EdgeLibrary
 
 EXAMPLES = HERE.parents[1] / "examples"
 AFFINE = np.array([[-0.9, 0.1, 0, 3], [0.1, 0.9, 0, -7], [0, 0, 1.2, 11], [0, 0, 0, 1]])
@@ -23,7 +25,8 @@ AFFINE = np.array([[-0.9, 0.1, 0, 3], [0.1, 0.9, 0, -7], [0, 0, 1.2, 11], [0, 0,
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the built programs."""
-    cmake = shutil.which("cmake")
+    # That of scripts/check is beside the interpreter.
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if cmake is None:
         pytest.skip("no cmake")
     out = tmp_path_factory.mktemp("examples")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.edge.library import BACKEND, EdgeLibrary, Failure
 from tests.csrc.edge_bundles import compile_native, fake_task, installed_library, write_fake_bundle
-from tests.csrc.edge_library import BACKEND, EdgeLibrary, Failure
 from tests.csrc.host_library import compiler
 
 TYPES = {"Version": "ov_version_t", "Dimension": "ov_dimension_t", "PartialShape": "ov_partial_shape_t"}

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 import mednext_edge as mx
+from benchmarks.edge.library import EdgeLibrary, segment_options
 from mednext_edge.data.volume import Volume, read_image
 from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.task import Normalization, Preprocessing, Task
 from tests.csrc.edge_bundles import FakeNetwork, fake_task, installed_library, write_fake_bundle
-from tests.csrc.edge_library import EdgeLibrary, segment_options
 
 ROTATED = [[0.1, -1.1, 0.05, 3], [-0.9, 0.05, 0.2, -7], [0.1, 0.1, -2.4, 11], [0, 0, 0, 1]]
 SWAPPED = [[0, 0, -1.5, 0], [0.8, 0, 0, 0], [0, -0.8, 0, 0], [0, 0, 0, 1]]

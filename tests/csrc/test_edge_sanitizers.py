@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.edge.library import EdgeLibrary
 from mednext_edge.task import Normalization, Preprocessing
 from tests.csrc.edge_bundles import HERE, compile_native, fake_task, installed_library, write_fake_bundle
-from tests.csrc.edge_library import EdgeLibrary
 
 NONE = (Normalization(scheme="none"),)
 RECIPES = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.edge.library import EdgeLibrary, EdgeStream
+from benchmarks.edge.library import segment_options as options
 from mednext_edge.data.volume import Volume
 from mednext_edge.task import Normalization, Preprocessing
 from tests.csrc.edge_bundles import fake_task, write_fake_bundle
-from tests.csrc.edge_library import EdgeLibrary, EdgeStream
-from tests.csrc.edge_library import segment_options as options
 
 NONE = (Normalization(scheme="none"),)
 CT = (Normalization(scheme="ct", mean=1, sd=1.5, lower=0.2, upper=3.6),)

@@ -6,12 +6,13 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mednext_edge.data.volume import Volume
+if TYPE_CHECKING:  # so that a process that measures memory imports NumPy alone
+    from mednext_edge.data.volume import Volume
 
 OK, ARGUMENT, CLOSED, BUNDLE, INTEGRITY, BACKEND, DATA, ENGINE, MEMORY, CANCELLED, INTERNAL = range(11)
 DTYPES = {"uint8": 0, "int16": 1, "uint16": 2, "int32": 3, "float32": 4, "float64": 5}
