@@ -55,8 +55,8 @@ def export(
         target: name in the table of targets.
         out: folder to write; it appears whole or not at all.
         precision: one of the target's; None takes its first.
-        calibration: for `int8`: a dataset (its training cases are used) or patches drawn before. For `fp16` on NVIDIA's
-            targets it shows whether float16 can hold every activation.
+        calibration: for `int8`: a dataset (its training cases are used) or patches drawn before; a model that was
+            trained in INT8 needs none. On NVIDIA's targets it shows whether float16 can hold every activation.
         patch: spatial size of the engine's input; None takes the task's.
         dynamic: let the engine take any multiple of the network's divisor.
         force: replace an existing bundle.
@@ -83,19 +83,23 @@ def export(
     check_kinds(int8_layers, precision)
     size = check_sizes(model, patch, build)
     patches = None
-    if precision == "int8" or (precision in entry.half and calibration is not None):
+    if (precision == "int8" and model.quantization is None) or (precision in entry.half and calibration is not None):
         patches = _calibration(model, size, calibration)
+    if choose is not None and patches is None:
+        raise UsageError(
+            "accuracy control measures layers on images; give --calib DATA (in Python: calibration=dataset)"
+        )
     deploy = deploy_form(model, entry, int8_layers)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
         dynamic = dynamic or entry.open_size or build.range is not None
         graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
         job = Job(deploy, graph, precision, size, build, progress)
-        if patches is not None:
-            plan = _calibrated(entry, job, patches, int8_layers)
-            if plan is not None:
-                plan = plan if choose is None else choose(entry, job, plan, patches)
-                job = replace(job, graph=plan.apply(graph))
+        plan = _calibrated(entry, job, patches, int8_layers)
+        if plan is not None:
+            if choose is not None and patches is not None:
+                plan = choose(entry, job, plan, patches)
+            job = replace(job, graph=plan.apply(graph))
         engine = entry.write(job, folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
@@ -189,21 +193,28 @@ def _calibration(model: LoadedModel, patch: tuple[int, ...], given: Dataset | Ca
     return given
 
 
-def _calibrated(entry: Target, job: Job, patches: CalibrationSet, kinds: tuple[str, ...]) -> Plan | None:
-    """What calibration patches have to say: the layers for INT8, and whether float16 holds every activation."""
+def _calibrated(entry: Target, job: Job, patches: CalibrationSet | None, kinds: tuple[str, ...]) -> Plan | None:
+    """The layers for INT8, if it is asked for, with their ranges; and whether float16 holds every activation."""
     from mednext_edge.export.graph import fix_size, to_onnx
     from mednext_edge.quantize.headroom import check_headroom
     from mednext_edge.quantize.ptq import calibrate
+    from mednext_edge.quantize.qat import learnt_plan
 
+    learnt = None
+    if job.precision == "int8" and job.model.quantization is not None:
+        learnt = learnt_plan(job.model.net, job.model.quantization, entry.flavour, kinds)
+    if patches is None:
+        return learnt
     window = tuple(patches.patches[0].shape[2:])
     given = tuple(dim.dim_value for dim in job.graph.graph.input[0].type.tensor_type.shape.dim)[2:]
     if not any(given):
         fixed = fix_size(job.graph, window)
     else:
         fixed = job.graph if window == given else to_onnx(job.model, window, half=job.precision in entry.half)
-    if job.precision != "int8":
-        check_headroom(fixed, patches, partial(job.progress, "check float16"))
-        return None
+    if job.precision != "int8" or learnt is not None:
+        if job.precision in entry.half:
+            check_headroom(fixed, patches, partial(job.progress, "check float16"))
+        return learnt
     progress = partial(job.progress, "calibrate")
     return calibrate(fixed, job.model.net, patches, entry.flavour, kinds=kinds, progress=progress)
 

@@ -114,8 +114,10 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     patch = check_sizes(model, request.patch, request.build)
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
-    calibration, cases = _data(request, model, precision == "int8" or precision in entry.half)
-    samples = request.calib_samples or (default_count(patch) if precision == "int8" else FLOAT_PATCHES)
+    # Training in INT8 leaves nothing to calibrate; accuracy control measures layers on the same patches.
+    calibrated = precision == "int8" and (model.quantization is None or request.accuracy_control)
+    calibration, cases = _data(request, model, calibrated, inspected=precision in entry.half)
+    samples = request.calib_samples or (default_count(patch) if calibrated else FLOAT_PATCHES)
     plan = {
         "checkpoint": f"{request.checkpoint} ({model.task.model.family} {model.task.model.variant})",
         "target": f"{request.target} {precision}",
@@ -188,20 +190,23 @@ def _size(patch: tuple[int, ...]) -> str:
     return " x ".join(map(str, patch))
 
 
-def _data(request: ExportRequest, model: LoadedModel, inspected: bool) -> tuple[Dataset | None, tuple[Case, ...]]:
+def _data(
+    request: ExportRequest, model: LoadedModel, calibrated: bool, *, inspected: bool
+) -> tuple[Dataset | None, tuple[Case, ...]]:
     """Calibration data and validation cases, opened and checked against the network.
 
     Args:
+        calibrated: there must be calibration data.
         inspected: the target looks at calibration patches where there are any.
 
     Raises:
-        UsageError: INT8 without data.
+        UsageError: no calibration data where there must be some.
         DataError: data that cannot be opened, or with other channels or labels than the network's.
     """
     demo = request.checkpoint if request.checkpoint in DEMO_DATA else None
     calib, labelled = request.calib or demo, request.validate or request.calib or demo
     calibration = None
-    if request.precision == "int8":
+    if calibrated:
         if calib is None:
             raise UsageError(
                 f"INT8 needs images to calibrate on, and {request.checkpoint} brings none; give --calib DATA, "

@@ -40,4 +40,4 @@ class Plan:
             ExportError: it is of another network.
         """
         ranges = {name: seen for name, seen in self.ranges.items() if name not in self.float_layers}
-        return insert(graph, self.layers, ranges, weight_levels=self.flavour.weight_levels)
+        return insert(graph, self.layers, ranges, self.flavour)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from mednext_edge.errors import ExportError
-from mednext_edge.quantize.flavour import LEVELS
+from mednext_edge.quantize.flavour import LEVELS, Flavour
 from mednext_edge.quantize.kinds import Layer, find
 from mednext_edge.quantize.ranges import ActivationRange
 
@@ -31,8 +31,7 @@ def insert(
     graph: onnx.ModelProto,
     layers: Mapping[str, Layer],
     ranges: Mapping[str, ActivationRange],
-    *,
-    weight_levels: int = LEVELS,
+    flavour: Flavour,
 ) -> onnx.ModelProto:
     """The graph with INT8 layers; the graph itself is not touched.
 
@@ -40,14 +39,14 @@ def insert(
         graph: of a network in deploy form, as `export.graph.to_onnx` names its weights and nodes.
         layers: by name, at least those in `ranges`.
         ranges: of the inputs of the layers to quantise.
-        weight_levels: largest value of an INT8 weight, 127 or less.
+        flavour: of the engine; how it wants weights.
 
     Raises:
         ExportError: the graph lacks one of the layers, or several layers share its weights.
     """
     result = onnx.ModelProto()
     result.CopyFrom(graph)
-    writer = _Writer(result.graph, weight_levels)
+    writer = _Writer(result.graph, flavour)
     for name, seen in ranges.items():
         writer.want(layers[name], seen)
     writer.write()
@@ -55,9 +54,9 @@ def insert(
 
 
 class _Writer:
-    def __init__(self, graph: onnx.GraphProto, weight_levels: int) -> None:
+    def __init__(self, graph: onnx.GraphProto, flavour: Flavour) -> None:
         self.graph = graph
-        self.weight_levels = weight_levels
+        self.flavour = flavour
         self.constants = {init.name: init for init in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
         self.readers = Counter(name for node in graph.node for name in node.input)
@@ -116,7 +115,9 @@ class _Writer:
     def _quantize_weights(self, node: onnx.NodeProto, seen: ActivationRange) -> None:
         weight = node.input[1]
         values = numpy_helper.to_array(self.constants[weight])
-        integers, scale = quantize_weight(values, self.weight_levels)
+        integers, scale = quantize_weight(values, self.flavour.weight_levels)
+        if self.flavour.even_groups and grouped(node):
+            integers, scale = 2 * integers, scale / 2
         self._correct_bias(node, values, integers, scale, seen)
         self.constants[weight].CopyFrom(numpy_helper.from_array(integers, weight))
         node.input[1] = self._dequantized(weight, scale)
@@ -156,7 +157,7 @@ class _Writer:
 
         Exact for 1x1x1 convolutions; with a larger kernel the padding would have to be known, and is left out.
         """
-        if any(n != 1 for n in values.shape[2:]) or values.shape[1] != len(seen.mean):
+        if seen.mean is None or any(n != 1 for n in values.shape[2:]) or values.shape[1] != len(seen.mean):
             return
         shape = (-1,) + (1,) * (values.ndim - 1)
         lost = values.astype(np.float64) - integers * scale.astype(np.float64).reshape(shape)

@@ -31,12 +31,12 @@ class ActivationRange:
     Attributes:
         threshold: |x| that becomes 127, above 0.
         peak: largest |x| seen.
-        mean: [C], over all patches and voxels.
+        mean: [C], over all patches and voxels; None where no bias is to be corrected.
     """
 
     threshold: float
     peak: float
-    mean: Tensor
+    mean: Tensor | None
 
 
 class Histogram:

@@ -19,7 +19,7 @@ from mednext_edge.checkpoints.candidate import MODEL_JSON, Candidate, is_safeten
 from mednext_edge.checkpoints.state import build_network, check_tensors
 from mednext_edge.errors import CheckpointError, IntegrityError, UsageError
 from mednext_edge.models.families import FAMILIES
-from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.task import Frozen, Task
 
 NAME = "mednext-edge"
@@ -39,6 +39,7 @@ class ModelFile(Task):
     """`model.json`: a task, its weights, and how they came to be."""
 
     weights: WeightsFile
+    quantization: Quantization | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -78,7 +79,14 @@ def read(candidate: Candidate) -> LoadedModel:
                 "the file was edited by hand: restore it"
             )
     task = Task(**{name: getattr(described, name) for name in Task.model_fields} | {"model": spec})
-    return LoadedModel(net, task, source(candidate, NAME), candidate.notes)
+    quantization = described.quantization
+    known = {name for name, _ in net.named_modules()}
+    if quantization is not None and (unknown := sorted(set(quantization.thresholds) - known)):
+        raise CheckpointError(
+            f"{candidate.file.parent / MODEL_JSON} has INT8 thresholds of layers that this network lacks "
+            f"({', '.join(unknown[:3])}); the file was edited by hand: restore it"
+        )
+    return LoadedModel(net, task, source(candidate, NAME), candidate.notes, quantization=quantization)
 
 
 def read_model_json(path: Path) -> ModelFile:
@@ -94,13 +102,20 @@ def save(
     folder: Path,
     model: LoadedModel,
     *,
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = None,
     provenance: Mapping[str, Any] | BaseModel | None = None,
 ) -> None:
     """Write `weights.safetensors` and `model.json` into `folder`, which may hold other files.
 
     Both are complete before either appears. A new folder appears whole; in an old one the weights are
     replaced first, so that a stop in between is seen as a digest that does not match.
+
+    Args:
+        folder: made if missing.
+        model: in training form.
+        dtype: of the stored weights. None takes float16, and float32 for weights that were trained in INT8, which
+            float16 would move across the edges between its levels.
+        provenance: how the weights came to be.
 
     Raises:
         UsageError: a rewritten network, or a type other than float32, float16, bfloat16.
@@ -111,6 +126,7 @@ def save(
         raise UsageError(
             f"a model with the rewrites {model.rewrites} has no training form to save; save it before fusing"
         )
+    dtype = dtype or (torch.float16 if model.quantization is None else torch.float32)
     if dtype not in DTYPES:
         raise UsageError(f"found {dtype}; expected one of {', '.join(DTYPES.values())}")
     tensors = {
@@ -131,6 +147,7 @@ def save(
         described = ModelFile(
             **{name: getattr(model.task, name) for name in Task.model_fields},
             weights=WeightsFile(file=WEIGHTS, sha256=digest, dtype=DTYPES[dtype]),
+            quantization=model.quantization,
             provenance=provenance.model_dump(mode="json")
             if isinstance(provenance, BaseModel)
             else dict(provenance or {}),

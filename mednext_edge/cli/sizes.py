@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,14 +32,14 @@ def join_sizes(args: Sequence[str]) -> list[str]:
 
 
 def parse_size(text: str | None, flag: str = "--patch") -> tuple[int, ...] | None:
-    """`96,128,128` or `96x128x128` -> (96, 128, 128).
+    """`96,128,128`, `96x128x128` or `96 128 128` -> (96, 128, 128).
 
     Raises:
         UsageError: not two or three whole numbers above 0.
     """
     if text is None:
         return None
-    parts = text.lower().replace("x", ",").split(",")
+    parts = re.split(r"\s*[,x]\s*|\s+", text.strip().lower())
     if len(parts) not in (2, 3) or not all(part.isdigit() and int(part) for part in parts):
         raise UsageError(f"found `{flag} {text}`; expected two or three whole numbers, such as `{flag} 128 128 128`")
     return tuple(int(part) for part in parts)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from mednext_edge.cli.console import JSON_OPTION, NO_PROGRESS_OPTION, emit_json, one_of, say, track
+from mednext_edge.cli.export import TARGETS
+from mednext_edge.cli.names import parse_names
 from mednext_edge.cli.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -38,10 +41,20 @@ def train(
         str | None, typer.Option(metavar="D H W", help="Training patch. [default: planned from the images]")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 2,
-    epochs: Annotated[int, typer.Option(min=1, help="Pseudo-epochs.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps an epoch.")] = 250,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Pseudo-epochs. [default: 1000; with --qat 10]", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimiser steps an epoch. [default: 250; with --qat 25]", show_default=False),
+    ] = None,
     validate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 10,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start; it decays to 0.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate at the start; it decays to 0. [default: 1e-3; with --qat 1e-4]", show_default=False
+        ),
+    ] = None,
     amp: Annotated[
         str,
         typer.Option(
@@ -69,6 +82,30 @@ def train(
             metavar="CHECKPOINT",
             help="Start from the same network trained with another kernel size, its kernels resampled (UpKern).",
         ),
+    ] = None,
+    qat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Train this FP32 network on in INT8, with itself as the teacher (quantisation-aware training).",
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(TARGETS),
+            help="With --qat: whose INT8; other targets take what they can of it.",
+            callback=one_of("target", TARGETS),
+        ),
+    ] = "openvino",
+    int8_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--int8-layers", metavar="KIND[,KIND]", help="With --qat: layers in INT8. [default: the target's]"
+        ),
+    ] = None,
+    calib_samples: Annotated[
+        int | None, typer.Option(min=1, help="With --qat: calibration patches. [default: chosen from the patch]")
     ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="A torch device, such as cpu or cuda.")] = "cpu",
     ema: Annotated[
@@ -101,12 +138,14 @@ def train(
 
     - `mednext-edge train Task04_Hippocampus --variant S --kernel 3 --epochs 50 -o runs/hippocampus`
     - `mednext-edge train Task04_Hippocampus --kernel 5 --upkern-from runs/hippocampus -o runs/hippocampus-k5`
+    - `mednext-edge train Task04_Hippocampus --qat runs/hippocampus -o runs/hippocampus-int8`
     - `mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try`
     """
     from mednext_edge.checkpoints import load, save
     from mednext_edge.data.dataset import open_dataset
     from mednext_edge.errors import UsageError
     from mednext_edge.runtime.torch_session import torch_device
+    from mednext_edge.training import qat as in_int8
     from mednext_edge.training.loop import Progress
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
@@ -118,11 +157,20 @@ def train(
     size = parse_size(patch)
     torch_device(device)  # refused before any image is read
     dataset = open_dataset(data)
-    if init and upkern_from:
-        raise UsageError("a run starts from --init or from --upkern-from; give one of them")
+    if sum(given is not None for given in (init, upkern_from, qat)) > 1:
+        raise UsageError("a run starts from --init, from --upkern-from or from --qat; give one of them")
+    if qat is None and (int8_layers or calib_samples):
+        raise UsageError("found --int8-layers or --calib-samples without --qat, which they belong to")
     first = load(init) if init else None
     small = load(upkern_from) if upkern_from else None
-    source = first or small
+    teacher = load(qat) if qat else None
+    int8 = in_int8.QatOptions(target, parse_names(int8_layers), calib_samples)
+    if teacher is not None:
+        int8.check(teacher)
+        size = size or teacher.task.inference.patch
+        variant, kernel = teacher.task.model.variant, teacher.task.model.kernel_size
+        epochs, steps, lr = epochs or 10, steps or 25, lr or 1e-4
+    source = first or small or teacher
     recipe = source.task.preprocessing if source else plan_preprocessing(dataset, masked=masked)
     size = size or _planned_patch(dataset, recipe)
     plan = TrainingPlan(
@@ -131,15 +179,15 @@ def train(
         grn=grn,
         patch=size,
         batch=batch,
-        epochs=epochs,
-        steps=steps,
+        epochs=epochs or 1000,
+        steps=steps or 250,
         validate_every=validate_every,
-        learning_rate=lr,
+        learning_rate=1e-3 if lr is None else lr,
         amp=cast("Amp", amp),
         augment=augment,
         mirror_axes=tuple(range(len(size))),
         seed=seed,
-        start=start_name(init=first, upkern=small),
+        start=int8.name(teacher) if teacher else start_name(init=first, upkern=small),
         ema=ema,
         keep=cast("Keep", keep),
         accumulate=accumulate,
@@ -147,8 +195,6 @@ def train(
         compile=compile_net,
         workers=workers,
     )
-    task = make_task(dataset, plan, recipe)
-    net = start_network(task, plan.seed, init=first, upkern=small)
     with join(device) as team, track(not no_progress and team.leads) as progress:
 
         def on_step(step: Progress) -> None:
@@ -156,7 +202,15 @@ def train(
             if step.validation is not None and team.leads:
                 say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
 
-        model = run(dataset, task, plan, out, net=net, resume=resume, device=device, team=team, on_step=on_step)
+        go = partial(run, dataset, plan=plan, out=out, resume=resume, device=device, team=team, on_step=on_step)
+        if teacher is not None:
+            folder = RunFolder(out, plan, resume=resume)
+            student = in_int8.student(teacher, dataset.training, int8, folder, progress=progress, write=team.leads)
+            task = teacher.task
+            model = student.trained(go(task=task, net=student.net, objective=student.objective(batch_dice=False)))
+        else:
+            task = make_task(dataset, plan, recipe)
+            model = go(task=task, net=start_network(task, plan.seed, init=first, upkern=small))
     if not team.leads:
         return
     record = _record(data, plan, RunFolder(out, plan, resume=True).history())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field, FiniteFloat
 from torch import nn
 
 from mednext_edge.task import Frozen, Task
@@ -17,6 +19,18 @@ class Source(Frozen):
     sha256: str
 
 
+class Quantization(Frozen):
+    """What a network learnt that was trained in INT8.
+
+    Attributes:
+        weight_levels: largest value of an INT8 weight.
+        thresholds: |x| that becomes 127 at the input of every layer in INT8, by the layer's name.
+    """
+
+    weight_levels: int = Field(ge=1, le=127)
+    thresholds: dict[str, Annotated[FiniteFloat, Field(gt=0)]]
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """Weights in a network, in eval mode, with the task they were trained for.
@@ -27,6 +41,7 @@ class LoadedModel:
         source: origin of the weights.
         notes: what the file did not say and how it was inferred, for `inspect`.
         rewrites: names of the exact rewrites applied, in order; empty for the training form.
+        quantization: for INT8, where the network was trained in it; None otherwise.
     """
 
     net: nn.Module
@@ -34,3 +49,4 @@ class LoadedModel:
     source: Source
     notes: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
+    quantization: Quantization | None = None

@@ -11,6 +11,11 @@ from torch.nn import functional as F
 SMOOTH = 1e-5
 
 
+def head_weights(count: int) -> list[float]:
+    """Of the outputs at strides 1, 2, 4, ...: they halve and sum to one."""
+    return [2.0 ** (count - 1 - i) / (2**count - 1) for i in range(count)]
+
+
 class SupervisedLoss(nn.Module):
     """sum_i w_i (soft Dice + cross-entropy) of logits at strides 1, 2, 4, ...; w_i halves and sums to one.
 
@@ -29,10 +34,9 @@ class SupervisedLoss(nn.Module):
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """outputs: logits [N, classes, *spatial / 2**i]; target: class indices [N, 1, *spatial], float."""
         total = outputs[0].new_zeros(())
-        scale = 1 / sum(0.5**i for i in range(len(outputs)))
-        for i, logits in enumerate(outputs):
+        for i, (weight, logits) in enumerate(zip(head_weights(len(outputs)), outputs, strict=True)):
             labels = target if i == 0 else F.interpolate(target, size=logits.shape[2:], mode="nearest")
-            total = total + scale * 0.5**i * self._term(logits.float(), labels)
+            total = total + weight * self._term(logits.float(), labels)
         return total
 
     def _term(self, logits: Tensor, labels: Tensor) -> Tensor:

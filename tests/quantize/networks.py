@@ -14,6 +14,7 @@ from mednext_edge.fusion import fuse
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import CalibrationSet
+from mednext_edge.quantize.flavour import NVIDIA
 from mednext_edge.quantize.kinds import KINDS, Layer, layers
 from mednext_edge.quantize.observe import observe
 from mednext_edge.quantize.qdq import insert
@@ -102,7 +103,7 @@ class Network:
 
     def int8(self, half: bool = False) -> onnx.ModelProto:
         """The graph with INT8 convolutions."""
-        return insert(self.half if half else self.graph, self.chosen, self.ranges)
+        return insert(self.half if half else self.graph, self.chosen, self.ranges, NVIDIA)
 
 
 @cache

@@ -28,6 +28,7 @@ from mednext_edge.fusion.parity import ParityConvTranspose
 from mednext_edge.nvidia.build import build_plan
 from mednext_edge.nvidia.providers import PROVIDERS
 from mednext_edge.nvidia.recipe import BuildRecipe
+from mednext_edge.quantize.flavour import NVIDIA, Flavour
 from mednext_edge.quantize.kinds import Layer, find
 from mednext_edge.quantize.qdq import MOVING, insert, quantize_weight, representable
 from mednext_edge.quantize.ranges import ActivationRange
@@ -330,7 +331,7 @@ def test_depthwise_convolutions_have_a_pair_of_their_own() -> None:
 @pytest.mark.parametrize("levels", [63, 127])
 def test_levels_of_weights(levels: int) -> None:
     built = network("pointwise")
-    graph = Quantized(insert(built.graph, built.chosen, built.ranges, weight_levels=levels).graph)
+    graph = Quantized(insert(built.graph, built.chosen, built.ranges, Flavour((), levels)).graph)
     for name in graph.convolutions():
         assert np.abs(graph.constants[name]).max() == levels
 
@@ -338,7 +339,7 @@ def test_levels_of_weights(levels: int) -> None:
 def test_layers_may_come_in_any_order() -> None:
     built = network("all, GRN")
     backwards = dict(reversed(built.ranges.items()))
-    graph = insert(built.graph, built.chosen, backwards)
+    graph = insert(built.graph, built.chosen, backwards, NVIDIA)
     check_order(graph.graph)
     assert graph.SerializeToString(deterministic=True) == built.int8().SerializeToString(deterministic=True)
 
@@ -346,7 +347,7 @@ def test_layers_may_come_in_any_order() -> None:
 def test_one_input_in_two_ranges_has_two_pairs() -> None:
     built = network("all, GRN")
     other = replace(built.ranges["down_0.res_conv"], threshold=built.ranges["down_0.res_conv"].threshold / 2)
-    model = insert(built.graph, built.chosen, {**built.ranges, "down_0.res_conv": other})
+    model = insert(built.graph, built.chosen, {**built.ranges, "down_0.res_conv": other}, NVIDIA)
     onnx.checker.check_model(model, full_check=True)
     graph = Quantized(model.graph)
     one, two = (graph.quantizer(graph.convolutions()[f"down_0.{name}.weight"]) for name in ("conv1", "res_conv"))
@@ -356,7 +357,7 @@ def test_one_input_in_two_ranges_has_two_pairs() -> None:
 
 def test_nothing_to_quantise_changes_nothing() -> None:
     built = network("pointwise")
-    same, graph = insert(built.graph, built.chosen, {}).graph, built.graph.graph
+    same, graph = insert(built.graph, built.chosen, {}, NVIDIA).graph, built.graph.graph
     assert list(same.node) == list(graph.node)
     assert list(same.initializer) == list(graph.initializer)
 
@@ -366,7 +367,7 @@ def test_weights_that_the_graph_does_not_have() -> None:
     name = next(iter(built.ranges))
     renamed = replace(built.chosen[name], weights=("nowhere.weight",))
     with pytest.raises(ExportError, match=r"no layer with the weights nowhere\.weight; leave"):
-        insert(built.graph, {name: renamed}, {name: built.ranges[name]})
+        insert(built.graph, {name: renamed}, {name: built.ranges[name]}, NVIDIA)
 
 
 def test_transposed_convolutions_are_refused() -> None:
@@ -375,7 +376,7 @@ def test_transposed_convolutions_are_refused() -> None:
     with pytest.raises(
         ExportError, match=r"no layer with the weights up_0\.conv1\.weight; leave layers of the kind transposed"
     ):
-        insert(built.graph, {layer.name: layer}, {layer.name: next(iter(built.ranges.values()))})
+        insert(built.graph, {layer.name: layer}, {layer.name: next(iter(built.ranges.values()))}, NVIDIA)
 
 
 # One convolution by hand ------------------------------------------------------------------------------------------
@@ -443,7 +444,7 @@ def test_the_bias_gives_back_what_rounding_takes_from_the_mean(
     mean = rng.uniform(0.5, 2, 24)
     bias = rng.standard_normal(6)
     one = single({"a": rng.standard_normal((6, 24, 1, 1))}, {"a": bias}, dtype=dtype)
-    corrected, plain = np.abs(mean_errors(one, insert(one.model, one.layers, {"a": seen(mean)}), "a", mean))
+    corrected, plain = np.abs(mean_errors(one, insert(one.model, one.layers, {"a": seen(mean)}, NVIDIA), "a", mean))
     # What is left is the rounding of the bias itself.
     assert (corrected <= 1e-6 + np.finfo(dtype).eps * (np.abs(bias) + plain)).all()
     assert plain.max() > 10 * corrected.max()
@@ -455,7 +456,7 @@ def test_the_mean_output_of_a_convolution_is_kept(rng: np.random.Generator) -> N
     one = single({"a": weight}, {"a": bias})
     image = (rng.integers(-20, 100, (1, 24, 6, 5)) * 0.125).astype(np.float32)
     range_ = ActivationRange(127 * 0.125, float(np.abs(image).max()), torch.from_numpy(image.mean(axis=(0, 2, 3))))
-    exact, int8 = (run(graph, image)[0] for graph in (one.model, insert(one.model, one.layers, {"a": range_})))
+    exact, int8 = (run(graph, image)[0] for graph in (one.model, insert(one.model, one.layers, {"a": range_}, NVIDIA)))
     assert np.abs(int8 - exact).max() > 1e-2
     assert np.abs((int8 - exact).mean(axis=(0, 2, 3))).max() < 1e-5
 
@@ -463,7 +464,7 @@ def test_the_mean_output_of_a_convolution_is_kept(rng: np.random.Generator) -> N
 def test_a_convolution_without_bias_gets_one(rng: np.random.Generator) -> None:
     mean = rng.uniform(0.5, 2, 24)
     one = single({"a": rng.standard_normal((6, 24, 1, 1))}, {})
-    quantized = insert(one.model, one.layers, {"a": seen(mean)})
+    quantized = insert(one.model, one.layers, {"a": seen(mean)}, NVIDIA)
     onnx.checker.check_model(quantized, full_check=True)
     corrected, plain = np.abs(mean_errors(one, quantized, "a", mean))
     assert corrected.max() < 1e-6 < plain.max()
@@ -474,7 +475,7 @@ def test_biases_that_several_layers_share_are_corrected_apart(rng: np.random.Gen
     mean, bias = rng.uniform(0.5, 2, 24), rng.standard_normal(6)
     weights: dict[str, Array] = {name: rng.standard_normal((6, 24, 1, 1)) for name in "abc"}
     one = single(weights, {"a": bias}, reads=dict.fromkeys("abc", "a"))
-    quantized = insert(one.model, one.layers, {"a": seen(mean), "b": seen(mean)})
+    quantized = insert(one.model, one.layers, {"a": seen(mean), "b": seen(mean)}, NVIDIA)
     onnx.checker.check_model(quantized, full_check=True)
     for name in "ab":
         corrected, plain = np.abs(mean_errors(one, quantized, name, mean))
@@ -487,7 +488,7 @@ def test_biases_that_several_layers_share_are_corrected_apart(rng: np.random.Gen
 def test_larger_kernels_keep_their_bias(rng: np.random.Generator, kernel: tuple[int, int]) -> None:
     bias = rng.standard_normal(6)
     one = single({"a": rng.standard_normal((6, 4, *kernel))}, {"a": bias})
-    quantized = insert(one.model, one.layers, {"a": seen(rng.uniform(0.5, 2, 4))})
+    quantized = insert(one.model, one.layers, {"a": seen(rng.uniform(0.5, 2, 4))}, NVIDIA)
     assert np.array_equal(Quantized(quantized.graph).constants["a.bias"], bias.astype(np.float32))
 
 
@@ -495,7 +496,7 @@ def test_weights_that_several_convolutions_share_are_refused(rng: np.random.Gene
     one = single({"a": rng.standard_normal((6, 4, 1, 1)), "b": rng.standard_normal((6, 4, 1, 1))}, {})
     one.model.graph.node[1].input[1] = "a.weight"
     with pytest.raises(ExportError, match=r"uses the weights a\.weight of layer a in 2 places"):
-        insert(one.model, one.layers, {"a": seen(np.ones(4))})
+        insert(one.model, one.layers, {"a": seen(np.ones(4))}, NVIDIA)
 
 
 # What it computes -------------------------------------------------------------------------------------------------
@@ -614,7 +615,7 @@ def test_other_thresholds_lose_more(built: Network) -> None:
     costs = []
     for factor in (1, 4, 0.25):
         off = {name: replace(found, threshold=found.threshold * factor) for name, found in built.ranges.items()}
-        costs.append(rms(run(insert(built.graph, built.chosen, off), image)[0] - exact))
+        costs.append(rms(run(insert(built.graph, built.chosen, off, NVIDIA), image)[0] - exact))
     assert costs[0] < min(costs[1:])
 
 
