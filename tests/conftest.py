@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+import mednext_edge as mx
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
@@ -52,3 +54,17 @@ def tiny_model() -> LoadedModel:
         labels={"background": 0, "one": 1, "two": 2},
     )
     return LoadedModel(net, task, Source(format="random", file="none", sha256="0" * 64))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model for OpenVINO in FP32; read only, and made once for all processes of the run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "tiny-bundle" / "tiny.openvino-fp32"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            mx.export(tiny_model, target="openvino", out=folder)
+    return folder

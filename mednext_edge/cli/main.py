@@ -50,7 +50,11 @@ COMMANDS = (
 )
 
 GROUPS: tuple[tuple[str, str, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
-    ("serve", "Serve a bundle to scanners and archives, until Ctrl-C or SIGTERM.", (("dicom", serve.dicom),)),
+    (
+        "serve",
+        "Serve a bundle to scanners and archives, until Ctrl-C or SIGTERM.",
+        (("dicom", serve.dicom), ("mrd", serve.mrd)),
+    ),
 )
 """Commands that have commands of their own: name, help, and those."""
 

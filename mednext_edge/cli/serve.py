@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from mednext_edge.cli.console import DEVICE_OPTION, THREADS_OPTION, show_warning
+from mednext_edge.cli.console import DEVICE_OPTION, THREADS_OPTION, one_of, show_warning
 from mednext_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,6 +126,62 @@ def dicom(
         service.run()
     finally:
         queue.close()
+        segmenter.close()
+
+
+def mrd(
+    bundle: Annotated[Path, BUNDLE],
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="MRD port; 0 takes a free one.")] = 9002,
+    send: Annotated[
+        str,
+        typer.Option(
+            "--send",
+            metavar="KIND",
+            help="What goes back: labels, or overlay (the images with outlines); a client may ask for the other.",
+            callback=one_of("kind of answer", ("labels", "overlay")),
+        ),
+    ] = "labels",
+    sessions: Annotated[int, typer.Option("--max-sessions", min=1, help="Clients at one time.")] = 8,
+    image_mb: Annotated[
+        int, typer.Option("--max-image-mb", min=1, help="Images of one session; bounds memory.")
+    ] = 1024,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", min=0.1, help="Longest silence of a client.")
+    ] = 60,
+    http_port: Annotated[
+        int, typer.Option("--http-port", help="Port of /health and /metrics (Prometheus); -1 for none, 0 a free one.")
+    ] = 9003,
+    step_size: Annotated[float | None, STEP] = None,
+    tta: Annotated[bool, TTA] = False,
+    device: Annotated[str | None, DEVICE_OPTION] = None,
+    threads: Annotated[int | None, THREADS_OPTION] = None,
+    json: Annotated[bool, LOG_JSON] = False,
+) -> None:
+    """Answer ISMRMRD streams (FIRE, OpenRecon, Gadgetron) with labels. Research software: not for diagnosis.
+
+    A client sends its configuration, the header and reconstructed images, and closes; back come as many images, in a
+    series of their own and with the same geometry. MRD has no authentication: keep the port inside the scanner.
+
+    Examples:
+
+    - `mednext-edge serve mrd brain-tissue.openvino-int8`
+    - `mednext-edge serve mrd brain-tissue.openvino-int8 --host 0.0.0.0 --port 9002 --send overlay`
+    """
+    from mednext_edge.optional import require
+    from mednext_edge.serving.log import EventLog
+    from mednext_edge.serving.mrd.service import MrdService
+    from mednext_edge.serving.mrd.wire import MrdLimits
+
+    require("ismrmrd", "mrd")
+    limits = MrdLimits(sessions=sessions, image_bytes=image_mb * 2**20, network_s=timeout)
+    segmenter = _segmenter(bundle, device, threads, step_size, tta)
+    try:
+        service = MrdService(host, port, segmenter, send, limits, EventLog(json), None if http_port < 0 else http_port)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: service.stop())
+        service.run()
+    finally:
         segmenter.close()
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-import mednext_edge as mx
 from mednext_edge.checkpoints import save
 from mednext_edge.cli.main import edge_app, export_app, run
 from mednext_edge.models.loaded import LoadedModel
@@ -68,11 +67,9 @@ def checkpoint(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def bundle(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tiny_bundle: Path) -> Path:
     """The tiny model for OpenVINO in FP32; read only."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny.openvino-fp32"
-    mx.export(tiny_model, target="openvino", out=folder)
-    return folder
+    return tiny_bundle
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-import mednext_edge as mx
-from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.serving.segmenter import Segmenter
 
 DEADLINE_S = 90
@@ -47,11 +45,9 @@ def connects(port: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def bundle(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tiny_bundle: Path) -> Path:
     """The tiny model for OpenVINO in FP32; read only."""
-    folder = tmp_path_factory.mktemp("served") / "tiny.openvino-fp32"
-    mx.export(tiny_model, target="openvino", out=folder)
-    return folder
+    return tiny_bundle
 
 
 @pytest.fixture(scope="session")

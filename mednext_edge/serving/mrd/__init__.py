@@ -1,0 +1,1 @@
+"""A bundle behind the ISMRMRD stream, as scanners' image reconstruction (FIRE, OpenRecon) and Gadgetron speak it."""
