@@ -17,6 +17,7 @@ from mednext_edge.cli import (
     doctor,
     export,
     inspect,
+    package,
     predict,
     quantize,
     serve,
@@ -46,6 +47,7 @@ COMMANDS = (
     ("validate", validate.validate),
     ("predict", predict.predict),
     ("bench", bench.bench),
+    ("package", package.package),
     ("verify", verify.verify),
 )
 
