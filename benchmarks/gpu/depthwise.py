@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from gpu import timing
 from mednext_edge.ops import depthwise3d as ops
 from mednext_edge.ops import depthwise3d_cuda
+from mednext_edge.ops.cuda_library import ComputePath
 
 LAST = torch.channels_last_3d
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": LAST}
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+ForcedCall = Callable[[Tensor, Tensor, Tensor, ComputePath], tuple[Tensor, ...]]
 
 
 def torch_forward(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -44,10 +46,14 @@ def torch_statistics(x: Tensor, weight: Tensor, y: Tensor) -> tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Operation:
-    """One pass, by our kernels and by PyTorch: (input, weight, output or its gradient) -> results."""
+    """One pass, by our kernels and by PyTorch: (input, weight, output or its gradient) -> results.
+
+    `forced` is ours on a path that is named; None where there is one alone.
+    """
 
     ours: Call
     torchs: Call
+    forced: ForcedCall | None = None
     stride: int = 1
     transposed: bool = False
 
@@ -59,9 +65,12 @@ OPERATIONS = {
     "forward": Operation(
         lambda x, w, y: (ops.convolution(x, w, None, 1),),
         lambda x, w, y: (torch_forward(x, w),),
+        lambda x, w, y, path: (depthwise3d_cuda.convolution(x, w, None, 1, path=path),),
     ),
     "forward with statistics": Operation(
-        lambda x, w, y: depthwise3d_cuda.convolution_stats(x, w, None, 1), torch_statistics
+        lambda x, w, y: depthwise3d_cuda.convolution_stats(x, w, None, 1),
+        torch_statistics,
+        lambda x, w, y, path: depthwise3d_cuda.convolution_stats(x, w, None, 1, path=path),
     ),
     "stride 2": Operation(
         lambda x, w, y: (ops.convolution(x, w, None, 2),),
@@ -77,6 +86,7 @@ OPERATIONS = {
     "input gradient": Operation(
         lambda x, w, y: (ops.adjoint(y, w, None, x.shape[2:], 1),),
         lambda x, w, y: torch_gradients(x, w, y, (True, False)),
+        lambda x, w, y, path: (depthwise3d_cuda.adjoint(y, w, None, x.shape[2:], 1, path=path),),
     ),
     "weight gradient": Operation(
         lambda x, w, y: (ops.weight_gradient(x, y, w.shape[-1], 1),),
@@ -87,7 +97,7 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A layer: name of its operation, and the size of its input."""
+    """A layer: name of its operation, the size of its input, and on which path ours computes it."""
 
     operation: str
     batch: int
@@ -95,6 +105,7 @@ class Case:
     size: tuple[int, int, int]
     kernel: int
     dtype: torch.dtype
+    path: ComputePath = ComputePath.AUTO
 
     def draw(self, device: torch.device, layout: torch.memory_format = LAST) -> tuple[Tensor, ...]:
         """Fresh random input, weight, and output gradient."""
@@ -109,7 +120,11 @@ class Case:
         return x, weight / self.kernel**1.5, y
 
     def ours(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return OPERATIONS[self.operation].ours(*inputs)
+        operation = OPERATIONS[self.operation]
+        if self.path == ComputePath.AUTO or operation.forced is None:
+            return operation.ours(*inputs)
+        x, weight, y = inputs
+        return operation.forced(x, weight, y, self.path)
 
     def torchs(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return OPERATIONS[self.operation].torchs(*inputs)
@@ -125,12 +140,19 @@ class Case:
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
-        return f"{self.operation} k{self.kernel} {str(self.dtype)[6:]} ({self.batch}, {self.channels}, {size})"
+        path = "" if self.path == ComputePath.AUTO else f" by {self.path.name}"
+        return f"{self.operation} k{self.kernel} {str(self.dtype)[6:]} ({self.batch}, {self.channels}, {size}){path}"
+
+
+def paths(operation: str, kernel: int, dtype: torch.dtype) -> tuple[ComputePath, ...]:
+    """Both where there are two, else the one that there is."""
+    both = OPERATIONS[operation].forced is not None and kernel in (3, 5, 7) and dtype.itemsize == 2
+    return (ComputePath.FMA, ComputePath.TENSOR) if both else (ComputePath.AUTO,)
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CHECKED = [
-    Case(name, batch, channels, size, kernel, dtype)
+    Case(name, batch, channels, size, kernel, dtype, path)
     for name, kernel, dtype in itertools.product(OPERATIONS, (3, 5, 7, 9), DTYPES)
     for batch, channels, size in (
         (2, 3, (5, 7, 9)),
@@ -139,14 +161,17 @@ CHECKED = [
         (2, 72, (33, 9, 8)),
         (1, 20, (2, 70, 35)),
     )
+    for path in paths(name, kernel, dtype)
 ]
 LEVELS = ((32, 128), (64, 64), (128, 32), (256, 16), (512, 8))
 """(channels, side) of a 128^3 patch in MedNeXt."""
 TIMED = [
-    Case(name, 1, channels, (side,) * 3, kernel, dtype)
+    Case(name, 1, channels, (side,) * 3, kernel, dtype, path)
     for (channels, side), dtype, kernel, name in itertools.product(
-        LEVELS, (torch.float16, torch.float32), (3, 5), OPERATIONS
+        LEVELS, (torch.float16, torch.float32), (3, 5, 7), OPERATIONS
     )
+    for path in paths(name, kernel, dtype)
+    if (kernel < 7 or OPERATIONS[name].forced is not None)
     if not (OPERATIONS[name].transposed and side == LEVELS[0][1])  # no layer doubles the full resolution
 ]
 
@@ -168,6 +193,7 @@ def measure(case: Case, device: torch.device, cache: int, bandwidth: float) -> d
     return {
         **asdict(case),
         "dtype": str(case.dtype)[6:],
+        "path": case.path.name,
         "microseconds": {name: round(1e3 * time, 2) for name, time in ms.items()},
         "times_faster_than_best_torch": round(best / ms["ours"], 2),
         "percent_of_copy_bandwidth": round(100 * moved / ms["ours"] / 1e6 / bandwidth, 1),

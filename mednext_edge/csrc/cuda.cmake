@@ -67,6 +67,7 @@ set(csrc ${CMAKE_CURRENT_LIST_DIR})
 add_library(mednext_cuda SHARED
   ${csrc}/kernels/dwconv3d_weight.cu # the longest first
   ${csrc}/kernels/dwconv3d_direct.cu
+  ${csrc}/kernels/dwconv3d_banded.cu
   ${csrc}/kernels/dwconv3d_transposed.cu
   ${csrc}/kernels/ffn.cu
   ${csrc}/kernels/dwconv3d_general.cu

@@ -20,7 +20,7 @@ from mednext_edge.errors import MednextEdgeError, TargetUnavailableError
 LIBRARY = "mednext_cuda.dll" if sys.platform == "win32" else "libmednext_cuda.so"
 OVERRIDE = "MEDNEXT_CUDA_LIBRARY"
 """Environment variable with the path of a library to use in place of the installed one."""
-ABI = 2
+ABI = 3
 """`MEDNEXT_CUDA_ABI` of the header that this file was written to."""
 LARGEST_KERNEL = 31
 
@@ -35,6 +35,14 @@ class DType(IntEnum):
     BF16 = 2
 
 
+class ComputePath(IntEnum):
+    """How a convolution is computed, as in the header."""
+
+    AUTO = 0
+    FMA = 1
+    TENSOR = 2
+
+
 class Pass(IntEnum):
     """Passes that need a workspace, as in the header."""
 
@@ -47,7 +55,7 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("n", "d", "h", "w", "c")),
-        *((name, ctypes.c_int32) for name in ("kernel", "stride", "transposed", "dtype")),
+        *((name, ctypes.c_int32) for name in ("kernel", "stride", "transposed", "dtype", "path")),
     )
 
 
@@ -125,7 +133,8 @@ class CudaLibrary:
         self._check(
             self._functions[function](ctypes.byref(layer), *arguments),
             f"`{function}`",
-            f"input {shape}, kernel {layer.kernel}, stride {layer.stride}, {DType(layer.dtype).name}",
+            f"input {shape}, kernel {layer.kernel}, stride {layer.stride}, {DType(layer.dtype).name}"
+            + (f", path {ComputePath(layer.path).name}" if layer.path else ""),
         )
 
     def feed_forward(self, layer: FeedForward, *arguments: object) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mednext_edge.errors import UsageError
 from mednext_edge.ops import cuda_library
-from mednext_edge.ops.cuda_library import DType, Layer, Pass
+from mednext_edge.ops.cuda_library import ComputePath, DType, Layer, Pass
 
 DTYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16}
 
@@ -30,17 +30,25 @@ def reaches(device: torch.device) -> bool:
     return device.type == "cuda" and cuda_library.available()
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """[N, C, *n] -> [N, C, *m], channels-last."""
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *, path: ComputePath = ComputePath.AUTO
+) -> Tensor:
+    """[N, C, *n] -> [N, C, *m], channels-last; the library chooses the path unless one is named."""
     x = channels_last(x)
-    layer = _layer(x, x.shape[2:], weight.shape[-1], stride)
+    layer = _layer(x, x.shape[2:], weight.shape[-1], stride, path=path)
     y = _output(x, layer)
     _call("forward", layer, x, taps(weight), float_vector(bias), y)
     return y
 
 
 def convolution_stats(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *, transposed: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    *,
+    transposed: bool = False,
+    path: ComputePath = ComputePath.AUTO,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same or, with stride 2, the transposed convolution; and the statistics that a norm behind it needs.
 
@@ -49,14 +57,22 @@ def convolution_stats(
         distances from that mean, [N, C] float32.
     """
     x = channels_last(x)
-    layer = _layer(x, x.shape[2:], weight.shape[-1], stride, transposed=transposed)
+    layer = _layer(x, x.shape[2:], weight.shape[-1], stride, transposed=transposed, path=path)
     y = _output(x, layer)
     mean, moment = (torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2))
     _call("forward_stats", layer, x, taps(weight), float_vector(bias), y, mean, moment, workspace=Pass.FORWARD_STATS)
     return y, mean, moment
 
 
-def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
+def adjoint(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    stride: int,
+    *,
+    path: ComputePath = ComputePath.AUTO,
+) -> Tensor:
     """[N, C, *m] -> [N, C, *size], channels-last; the bias is added."""
     y = channels_last(y)
     kernel = weight.shape[-1]
@@ -65,7 +81,7 @@ def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int],
         layer = _layer(y, y.shape[2:], kernel, stride, transposed=True)
         _call("forward", layer, y, taps(weight), float_vector(bias), x)
         return x
-    _call("grad_input", _layer(y, size, kernel, stride), y, taps(weight), x)
+    _call("grad_input", _layer(y, size, kernel, stride, path=path), y, taps(weight), x)
     return x if bias is None else x.add_(bias.view(-1, 1, 1, 1))
 
 
@@ -94,8 +110,16 @@ def float_vector(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float().contiguous()
 
 
-def _layer(x: Tensor, size: Sequence[int], kernel: int, stride: int, *, transposed: bool = False) -> Layer:
-    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, transposed, DTYPES[x.dtype])
+def _layer(
+    x: Tensor,
+    size: Sequence[int],
+    kernel: int,
+    stride: int,
+    *,
+    transposed: bool = False,
+    path: ComputePath = ComputePath.AUTO,
+) -> Layer:
+    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, transposed, DTYPES[x.dtype], path)
 
 
 def _output(x: Tensor, layer: Layer) -> Tensor:

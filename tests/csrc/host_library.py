@@ -23,7 +23,17 @@ def compiler() -> str:
 
 def build(sources: tuple[Path, ...], library: Path) -> Path:
     """Compile CUDA sources as C++ into a shared library."""
-    command = [compiler(), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
+    command = [
+        compiler(),
+        "-std=c++17",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-fPIC",
+        "-U_FORTIFY_SOURCE",
+    ]
     command += ["-shared", "-fvisibility=hidden", f"-I{CSRC / 'include'}", "-x", "c++", *map(str, sources)]
     done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

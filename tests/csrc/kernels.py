@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mednext_edge.ops.cuda_library import CudaLibrary, DType, Layer, Pass
+from mednext_edge.ops.cuda_library import ComputePath, CudaLibrary, DType, Layer, Pass
 
 GUARD = 64
 """Elements around every tensor: not-a-number, so that a read of them shows in the result and a write shows here."""
@@ -55,6 +55,7 @@ class Case:
         dtype: type of the activations.
         shift: elements by which the activations lie off a 16-byte boundary.
         mean: mean of the input.
+        path: how it is computed; on tensor cores the weights are of the type of the activations.
     """
 
     def __init__(
@@ -66,15 +67,18 @@ class Case:
         dtype: torch.dtype = torch.float32,
         shift: int = 0,
         mean: float = 0.0,
+        path: ComputePath = ComputePath.AUTO,
     ) -> None:
         n, c, *size = shape
-        self.layer = Layer(n, *size, c, kernel, stride, transposed, TYPES[dtype])
+        self.layer = Layer(n, *size, c, kernel, stride, transposed, TYPES[dtype], path)
         self.dtype, self.shift, self.stride, self.transposed, self.pad = dtype, shift, stride, transposed, kernel // 2
         seed = torch.Generator().manual_seed(sum(shape) + 100 * kernel + 10 * stride + transposed)
         out = [2 * s - 1 if transposed else (s - 1) // stride + 1 for s in size]
         self.x = torch.randn(shape, generator=seed).add(mean).to(dtype)
         self.dy = torch.randn((n, c, *out), generator=seed).to(dtype)
         self.weight = torch.randn((c, 1, *(kernel,) * 3), generator=seed)
+        if path != ComputePath.FMA:
+            self.weight = self.weight.to(dtype).float()
         self.bias = torch.randn(c, generator=seed)
 
     def _activations(self, x: Tensor) -> Guarded:

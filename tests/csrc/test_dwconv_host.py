@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 
-from mednext_edge.ops.cuda_library import SIGNATURES, CudaLibrary, DType, Layer, Pass
+from mednext_edge.ops.cuda_library import SIGNATURES, ComputePath, CudaLibrary, DType, Layer, Pass
 from tests.csrc.kernels import DTYPES, Case, Guarded
 
 # (n, c, d, h, w): below, at and above a tile of 16 x 8 voxels and of 16 or 32 channels; one voxel deep, one voxel
@@ -27,35 +27,102 @@ LAYERS = [(kernel, shape) for kernel in (3, 5, 7) for shape in SHAPES]
 LAYERS += [(1, (2, 40, 3, 5, 8)), (9, (2, 3, 3, 6, 7))]
 
 
+HALVES = (torch.float16, torch.bfloat16)
+# Of the tiles of tensor cores, 32 x 8 or 16 x 8 voxels and 16 channels: below, above, and one full beside a rest.
+BANDED_SHAPES = (*SHAPES, (1, 20, 4, 9, 34), (1, 2, 19, 3, 5))
+
+
 @every_form
 @pytest.mark.parametrize(("kernel", "shape"), LAYERS, ids=str)
 def test_all_passes(
     host: CudaLibrary, kernel: int, shape: tuple[int, int, int, int, int], stride: int, transposed: bool
 ) -> None:
     for dtype in DTYPES:
-        case = Case(shape, kernel, stride, transposed, dtype)
-        taps = kernel**3
+        check_passes(host, Case(shape, kernel, stride, transposed, dtype, path=ComputePath.FMA), kernel**3)
 
-        x, w, bias = case.x.double(), case.weight.double(), case.bias.double().view(-1, 1, 1, 1)
-        exact, magnitude = case.reference(x, w) + bias, case.reference(x.abs(), w.abs()) + bias.abs()
-        y = case.forward(host)
-        assert ((y - exact).abs() <= case.bound(exact, magnitude, taps)).all()
 
-        dx, dw = case.reference_gradients()
-        dx_magnitude, dw_magnitude = case.reference_gradients(absolute=True)
-        assert ((case.grad_input(host) - dx).abs() <= case.bound(dx, dx_magnitude, taps)).all()
+@pytest.mark.parametrize("shape", BANDED_SHAPES, ids=str)
+@pytest.mark.parametrize("kernel", (3, 5, 7))
+def test_all_passes_on_tensor_cores(host: CudaLibrary, kernel: int, shape: tuple[int, int, int, int, int]) -> None:
+    for dtype in HALVES:
+        check_passes(host, Case(shape, kernel, dtype=dtype, path=ComputePath.TENSOR), kernel**3, weights=False)
+
+
+def check_passes(host: CudaLibrary, case: Case, taps: int, weights: bool = True) -> None:
+    """Against float64. `weights`: their gradient too, which has one path."""
+    x, w, bias = case.x.double(), case.weight.double(), case.bias.double().view(-1, 1, 1, 1)
+    exact, magnitude = case.reference(x, w) + bias, case.reference(x.abs(), w.abs()) + bias.abs()
+    y = case.forward(host)
+    assert ((y - exact).abs() <= case.bound(exact, magnitude, taps)).all()
+
+    dx, dw = case.reference_gradients()
+    dx_magnitude, dw_magnitude = case.reference_gradients(absolute=True)
+    assert ((case.grad_input(host) - dx).abs() <= case.bound(dx, dx_magnitude, taps)).all()
+    if weights:
         terms = min(case.x[:, 0].numel(), case.dy[:, 0].numel())
         assert ((case.grad_weight(host) - dw).abs() <= (terms + 2) * 2.0**-24 * dw_magnitude).all()
 
-        again, mean, moment = case.forward_stats(host)
-        assert torch.equal(again, y)
-        wide = exact.flatten(2)
-        voxels = wide.shape[2]
-        slack = ((taps + voxels + 2) * 2.0**-24 * magnitude.flatten(2)).amax(2)
-        assert ((mean - wide.mean(2)).abs() <= slack).all()
-        spread = (wide - wide.mean(2, keepdim=True)).square().sum(2)
-        # d(sum of squares) = 2 * sum(|value| * d(value)), and as much again in the merging.
-        assert ((moment - spread).abs() <= 4 * slack * (spread.sqrt() + slack) * voxels**0.5).all()
+    again, mean, moment = case.forward_stats(host)
+    assert torch.equal(again, y)
+    wide = exact.flatten(2)
+    voxels = wide.shape[2]
+    slack = ((taps + voxels + 2) * 2.0**-24 * magnitude.flatten(2)).amax(2)
+    assert ((mean - wide.mean(2)).abs() <= slack).all()
+    spread = (wide - wide.mean(2, keepdim=True)).square().sum(2)
+    # d(sum of squares) = 2 * sum(|value| * d(value)), and as much again in the merging.
+    assert ((moment - spread).abs() <= 4 * slack * (spread.sqrt() + slack) * voxels**0.5).all()
+
+
+@pytest.mark.parametrize("kernel", (3, 5, 7))
+def test_tensor_cores_on_tensors_off_their_boundaries(host: CudaLibrary, kernel: int) -> None:
+    """Two bytes off 16, where nothing is copied or stored at once, and 8 bytes off, where outputs still are."""
+    shifted = [
+        Case((1, 24, 3, 9, 18), kernel, dtype=torch.float16, shift=shift, path=ComputePath.TENSOR)
+        for shift in (0, 1, 4)
+    ]
+    y, dx = shifted[0].forward(host), shifted[0].grad_input(host)
+    for case in shifted[1:]:
+        assert torch.equal(case.forward(host), y)
+        assert torch.equal(case.grad_input(host), dx)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "tensor"),
+    [
+        (5, (2, 8, 32), True),
+        (5, (2, 8, 16), True),
+        (5, (2, 8, 15), False),
+        (5, (2, 4, 32), True),
+        (5, (2, 3, 32), False),
+        (3, (2, 8, 33), True),
+        (7, (2, 8, 8), True),
+        (7, (2, 8, 7), False),
+        (9, (2, 8, 32), False),
+    ],
+)
+def test_the_path_that_is_chosen(host: CudaLibrary, kernel: int, size: tuple[int, int, int], tensor: bool) -> None:
+    """By how much of its tiles the output fills; the two differ by the rounding of the weights."""
+    case = Case((1, 2, *size), kernel, dtype=torch.float16, path=ComputePath.FMA)
+    assert not torch.equal(case.weight, case.weight.half().float())
+    found = {}
+    for path in ComputePath:
+        case.layer.path = path
+        if kernel != 9 or path != ComputePath.TENSOR:
+            found[path] = case.forward(host)
+    same = [path for path in found if path != ComputePath.AUTO and torch.equal(found[path], found[ComputePath.AUTO])]
+    assert same == [ComputePath.TENSOR if tensor else ComputePath.FMA]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": 0}, {"kernel": 9}, {"stride": 2}, {"stride": 2, "transposed": 1}, {"path": 3}, {"path": -1}],
+    ids=str,
+)
+def test_layers_that_tensor_cores_do_not_compute(host: CudaLibrary, change: dict[str, int]) -> None:
+    layer = Layer(**(GOOD | {"dtype": 1, "kernel": 5, "path": ComputePath.TENSOR} | change))
+    memory = torch.full((64,), torch.nan)
+    assert code(host, "forward", layer, [memory.data_ptr()] * 4) == -9
+    assert memory.isnan().all()
 
 
 @every_form
@@ -90,8 +157,32 @@ def test_moments_do_not_cancel(host: CudaLibrary, stride: int, transposed: bool,
     torch.testing.assert_close(moment.double(), wide.var(2, correction=0) * wide.shape[2], rtol=1e-3, atol=0)
 
 
-def test_moments_of_a_constant(host: CudaLibrary) -> None:
-    case = Case((2, 4, 3, 9, 20), 1)
+@pytest.mark.parametrize("kernel", (3, 5, 7))
+def test_moments_on_tensor_cores_do_not_cancel(host: CudaLibrary, kernel: int) -> None:
+    """A mean of ten thousand times the spread; the first plane, from which sums are counted, is far off."""
+    case = Case((1, 2, 6, 16, 16), kernel, dtype=torch.bfloat16, path=ComputePath.TENSOR)
+    case.x[:, :, 0] += 100
+    case.weight.zero_()
+    case.weight[:, :, kernel // 2, kernel // 2, kernel // 2] = 1e-2
+    case.bias.fill_(1e2)
+    weight = case.weight.bfloat16().double()
+    wide = (case.reference(case.x.double(), weight) + case.bias.double().view(-1, 1, 1, 1)).flatten(2)
+    case.weight = weight.float()
+    _, mean, moment = case.forward_stats(host)
+    torch.testing.assert_close(mean.double(), wide.mean(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(moment.double(), wide.var(2, correction=0) * wide.shape[2], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "path"),
+    [
+        (1, torch.float32, ComputePath.FMA),
+        (3, torch.float16, ComputePath.TENSOR),
+        (7, torch.float16, ComputePath.TENSOR),
+    ],
+)
+def test_moments_of_a_constant(host: CudaLibrary, kernel: int, dtype: torch.dtype, path: ComputePath) -> None:
+    case = Case((2, 4, 3, 9, 20), kernel, dtype=dtype, path=path)
     case.weight.zero_()
     _, mean, moment = case.forward_stats(host)
     assert torch.equal(mean, case.bias.expand(2, 4))
@@ -192,6 +283,6 @@ def test_workspace_that_is_too_small(host: CudaLibrary, kernel: int) -> None:
 def test_codes_in_words(host: CudaLibrary) -> None:
     words = ctypes.CDLL(str(host.path)).mednext_cuda_error
     words.restype = ctypes.c_char_p
-    texts = [words(code) for code in range(-8, 1)]
-    assert all(texts) and len(set(texts)) == 9
+    texts = [words(code) for code in range(-9, 1)]
+    assert all(texts) and len(set(texts)) == 10
     assert words(12345)

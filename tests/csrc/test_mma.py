@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ struct Product {
   }
 };
 
+// Every lane gives a row, of the four matrices of its warp, and takes its words.
+struct Transposed {
+  struct Args { const char* rows; uint32_t* words; };
+  static constexpr int THREADS = 64, SHARED = 8;
+  static void run(const Args& args, char*) {
+    const int t = thread_index();
+    uint32_t words[4];
+    read_transposed(args.rows + 16 * t, words);
+    for (int i = 0; i < 4; ++i) args.words[4 * t + i] = words[i];
+  }
+};
+
 template <class T>
 int run(const uint32_t* a, const uint32_t* b, float* sums) {
   return launch<Product<T>>({1, 1, 1}, {a, b, sums}, nullptr);
@@ -38,6 +51,7 @@ int run(const uint32_t* a, const uint32_t* b, float* sums) {
 
 #define API extern "C" __attribute__((visibility("default"))) int
 API f16(const uint32_t* a, const uint32_t* b, float* sums) { return run<F16>(a, b, sums); }
+API transposed(const char* rows, uint32_t* words) { return launch<Transposed>({1, 1, 1}, {rows, words}, nullptr); }
 API bf16(const uint32_t* a, const uint32_t* b, float* sums) { return run<BF16>(a, b, sums); }
 """
 
@@ -92,3 +106,12 @@ def test_product(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
     pointers = (ctypes.c_void_p(t.data_ptr()) for t in (a, b, sums))
     assert library[name](*pointers) == 0
     assert torch.equal(sums.double(), expected)
+
+
+def test_reading_matrices_turned_over(library: ctypes.CDLL) -> None:
+    """ "ldmatrix" with .trans and .x4: of every matrix a lane holds elements 2 t and 2 t + 1 of column g."""
+    rows = torch.randint(-(2**15), 2**15, (2, 4, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    words = torch.zeros(2, 32, 4, 2, dtype=torch.int16)
+    assert library.transposed(ctypes.c_void_p(rows.data_ptr()), ctypes.c_void_p(words.data_ptr())) == 0
+    for warp, (lane, (group, place)), matrix in itertools.product(range(2), enumerate(LANES), range(4)):
+        assert torch.equal(words[warp, lane, matrix], rows[warp, matrix, 2 * place : 2 * place + 2, group])

@@ -21,7 +21,7 @@ from mednext_edge.errors import MednextEdgeError
 from mednext_edge.fusion.cuda_block import FusedBlock
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.ops import block3d_cuda, cuda_library
-from mednext_edge.ops.cuda_library import CudaLibrary
+from mednext_edge.ops.cuda_library import ComputePath, CudaLibrary
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # as for a script that is run there
 gpu_kernels, timing, checking, depthwise, blocks, networks = (
@@ -69,7 +69,8 @@ def block(kind: str, dtype: torch.dtype = torch.float16, *, gradients: bool = Fa
 def test_our_depthwise_kernels_are_right(kernels: CudaLibrary, operation: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for kernel, channels, size in ((3, 8, (3, 5, 4)), (5, 3, (1, 6, 2))):
-        assert 0 <= checking.check(depthwise.Case(operation, 2, channels, size, kernel, dtype), CPU) <= 1
+        for path in depthwise.paths(operation, kernel, dtype):
+            assert 0 <= checking.check(depthwise.Case(operation, 2, channels, size, kernel, dtype, path), CPU) <= 1
 
 
 @every_kind
@@ -124,6 +125,12 @@ def test_cases_cover_every_kernel_type_and_alignment() -> None:
         itertools.product(depthwise.OPERATIONS, (3, 5, 7, 9), depthwise.DTYPES)
     )
     assert {c.channels % 8 == 0 for c in cases} == {True, False}
+    both = {ComputePath.FMA, ComputePath.TENSOR}
+    chosen = ("forward", "forward with statistics", "input gradient")
+    for name, kernel, dtype in itertools.product(chosen, (3, 5, 7), (torch.float16, torch.bfloat16)):
+        assert {c.path for c in cases if (c.operation, c.kernel, c.dtype) == (name, kernel, dtype)} == both
+    timed = {(c.operation, c.kernel) for c in depthwise.TIMED if c.path == ComputePath.TENSOR}
+    assert timed == set(itertools.product(chosen, (3, 5, 7)))
     assert {c.operation for c in depthwise.TIMED} == set(depthwise.OPERATIONS)
 
 
@@ -168,7 +175,12 @@ def test_a_row_of_a_convolution(kernels: CudaLibrary, clock: None, operation: st
     assert row["times_faster_than_best_torch"] == 1
     # 2 bytes an element in 2 ms, of 1e6 bytes/s.
     assert row["percent_of_copy_bandwidth"] == round(100 * case.elements * 2 / 0.002 / 1e6, 1)
-    assert (row["operation"], row["dtype"], row["inputs_fit_in_cache"]) == (operation, "float16", True)
+    assert (row["operation"], row["dtype"], row["path"], row["inputs_fit_in_cache"]) == (
+        operation,
+        "float16",
+        "AUTO",
+        True,
+    )
 
 
 @every_kind

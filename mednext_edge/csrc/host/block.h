@@ -6,6 +6,7 @@
 // an address that is no multiple of what is read, written or copied at once.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstring>
@@ -34,7 +35,8 @@ struct Copy {
 enum class At { START, BARRIER, EXCHANGE, END };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it starts; from then on it is left and entered by jumps, which make no system call
+  jmp_buf here;
   std::unique_ptr<char[]> stack{new char[STACK]};
   std::vector<Copy> open;                // issued, not committed
   std::deque<std::vector<Copy>> groups;  // committed, not landed
@@ -46,7 +48,7 @@ struct Fiber {
 
 struct Block {
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::function<void()> body;
   int thread = 0;
   int index[3] = {0, 0, 0};
@@ -74,12 +76,21 @@ inline void copy(char* shared, const void* global, bool inside, size_t bytes) {
 inline void fiber_main() {
   current().body();
   current_fiber().at = At::END;
+  _longjmp(current().scheduler, 1);
 }
 
 inline void pause(At at) {
   Fiber& fiber = current_fiber();
   fiber.at = at;
-  swapcontext(&fiber.context, &current().scheduler);
+  if (_setjmp(fiber.here) == 0) _longjmp(current().scheduler, 1);
+}
+
+// Lets the current fiber run to its next pause. Not inlined: no variable may change between setjmp and its return.
+__attribute__((noinline)) inline void resume(Block& block) {
+  Fiber& fiber = current_fiber();
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fiber.at == At::START) setcontext(&fiber.context);
+  _longjmp(fiber.here, 1);
 }
 
 inline void land(Fiber& fiber, size_t left) {
@@ -101,7 +112,7 @@ inline bool run_warp(Block& block, int first, int end, bool rising) {
     int exchanging = 0;
     for (int i = first; i < end; ++i) {
       block.thread = rising ? i : first + end - 1 - i;
-      swapcontext(&block.scheduler, &current_fiber().context);
+      resume(block);
       exchanging += current_fiber().at == At::EXCHANGE;
     }
     if (exchanging == 0) return true;
@@ -121,7 +132,7 @@ inline bool run(Block& block, int threads) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = STACK;
-    fiber.context.uc_link = &block.scheduler;
+    fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
   }
   const int warps = (threads + WARP - 1) / WARP;
@@ -175,6 +186,24 @@ inline Piece read_piece(const void* from) {
 inline void write_piece(void* to, const Piece& piece) {
   host::touch(to, sizeof piece);
   std::memcpy(to, &piece, sizeof piece);
+}
+
+inline uint32_t read_word(const void* from) {
+  host::touch(from, sizeof(uint32_t));
+  uint32_t word;
+  std::memcpy(&word, from, sizeof word);
+  return word;
+}
+
+inline void write_word(void* to, uint32_t word) {
+  host::touch(to, sizeof word);
+  std::memcpy(to, &word, sizeof word);
+}
+
+inline void write_pair(void* to, uint32_t low, uint32_t high) {
+  const uint32_t words[2] = {low, high};
+  host::touch(to, sizeof words);
+  std::memcpy(to, words, sizeof words);
 }
 
 inline float saturate(float value) { return value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f; }

@@ -44,9 +44,19 @@ enum {
   MEDNEXT_E_DTYPE = -5,     /* not one of MEDNEXT_F32, F16, BF16 */
   MEDNEXT_E_WORKSPACE = -6, /* smaller than mednext_dwconv3d_workspace_bytes says */
   MEDNEXT_E_CHANNELS = -7,  /* channels, hidden or out that mednext_ffn_forward has no kernel for */
-  MEDNEXT_E_LAYOUT = -8     /* of mednext_ffn_forward: a tensor or a stride that is no multiple of 16 bytes, or a
+  MEDNEXT_E_LAYOUT = -8,    /* of mednext_ffn_forward: a tensor or a stride that is no multiple of 16 bytes, or a
                                stride below a voxel */
+  MEDNEXT_E_PATH = -9       /* not one of MEDNEXT_PATH_*, or one that does not compute this layer */
 };
+
+/* How a convolution and its data gradient are computed. The other passes have one path and take no notice.
+ *   FMA     multiplications and additions in float; every layer
+ *   TENSOR  products of tensor cores: stride 1, kernels 3, 5 and 7, half and bfloat16. The weights are rounded to
+ *           dtype first. A value that is not finite may make outputs not a number up to 3 voxels further along y and x
+ *           than the kernel reaches.
+ *   AUTO    TENSOR if it computes the layer and the output fills at least half of its tiles, of 32 x 8 voxels (x, y)
+ *           at kernels 3 and 5 and 16 x 8 at kernel 7; FMA otherwise */
+enum { MEDNEXT_PATH_AUTO = 0, MEDNEXT_PATH_FMA = 1, MEDNEXT_PATH_TENSOR = 2 };
 
 /* Passes that need a workspace. */
 enum { MEDNEXT_FORWARD_STATS = 0, MEDNEXT_GRAD_WEIGHT = 1 };
@@ -57,6 +67,7 @@ typedef struct {
   int32_t stride;        /* 1 or 2; 2 when transposed */
   int32_t transposed;    /* 0 or 1 */
   int32_t dtype;         /* MEDNEXT_F32, ... */
+  int32_t path;          /* MEDNEXT_PATH_AUTO, ... */
 } mednext_dwconv3d;
 
 typedef struct {
@@ -68,7 +79,7 @@ typedef struct {
 } mednext_ffn;
 
 /* Changes whenever a function or a struct above does. */
-enum { MEDNEXT_CUDA_ABI = 2 };
+enum { MEDNEXT_CUDA_ABI = 3 };
 MEDNEXT_CUDA_API int mednext_cuda_abi(void);
 
 /* What a returned value means, in words; never null. */

@@ -13,6 +13,7 @@ struct Problem {
   Extent in, out;
   int n, c, kernel, stride, dtype;
   bool transposed;
+  int path;
 };
 
 struct Plan {
@@ -54,12 +55,14 @@ struct FfnTensors {
 // Every function returns 0, a cudaError_t or MEDNEXT_E_*. For a weight gradient, `in` is the larger tensor of the
 // pair and `out` the smaller.
 int plan_direct(const Problem& problem, Plan* plan);
+int plan_banded(const Problem& problem, Plan* plan);
 int plan_transposed(const Problem& problem, Plan* plan);
 int plan_general(const Problem& problem, Plan* plan);
 int plan_weight(const Problem& problem, Plan* plan);
 int plan_general_weight(const Problem& problem, Plan* plan);
 
 int run_direct(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
+int run_banded(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
 int run_transposed(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
 int run_general(const Problem& problem, const Plan& plan, const Tensors& tensors, void* stream);
 int run_weight(const Problem& problem, const Plan& plan, const WeightTensors& tensors, void* stream);
@@ -68,6 +71,10 @@ int run_general_weight(const Problem& problem, const Plan& plan, const WeightTen
 int merge_moments(const Problem& problem, const Plan& plan, const float* partials, float* mean, float* moment,
                   void* stream);
 int sum_partials(const float* partials, float* sum, int64_t blocks, int64_t size, void* stream);
+
+// Whether tensor cores compute this layer, and whether its output fills at least half of their tiles.
+bool takes_banded(const Problem& problem);
+bool fills_banded(const Problem& problem);
 
 // 0 when there is a kernel for these channels and this type.
 int find_ffn(const mednext_ffn& ffn);

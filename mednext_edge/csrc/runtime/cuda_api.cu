@@ -36,8 +36,18 @@ int forward_problem(const mednext_dwconv3d* layer, Problem* problem) {
               l.kernel,
               l.stride,
               l.dtype,
-              transposed};
-  return plane_fits(problem->in, l.c) && plane_fits(problem->out, l.c) ? 0 : MEDNEXT_E_SHAPE;
+              transposed,
+              l.path};
+  if (!plane_fits(problem->in, l.c) || !plane_fits(problem->out, l.c)) return MEDNEXT_E_SHAPE;
+  switch (l.path) {
+    case MEDNEXT_PATH_AUTO:
+    case MEDNEXT_PATH_FMA:
+      return 0;
+    case MEDNEXT_PATH_TENSOR:
+      return takes_banded(*problem) ? 0 : MEDNEXT_E_PATH;
+    default:
+      return MEDNEXT_E_PATH;
+  }
 }
 
 // The data gradient as a forward pass over dy: a convolution of stride 2 and a transposed one change places.
@@ -56,13 +66,20 @@ Problem grad_weight_problem(const Problem& forward) {
   return problem;
 }
 
+bool banded(const Problem& p) {
+  if (p.path != MEDNEXT_PATH_AUTO) return p.path == MEDNEXT_PATH_TENSOR;
+  return takes_banded(p) && fills_banded(p);
+}
+
 int plan_conv(const Problem& p, Plan* plan) {
   if (!special(p.kernel)) return plan_general(p, plan);
+  if (banded(p)) return plan_banded(p, plan);
   return p.transposed ? plan_transposed(p, plan) : plan_direct(p, plan);
 }
 
 int run_conv(const Problem& p, const Plan& plan, const Tensors& tensors, void* stream) {
   if (!special(p.kernel)) return run_general(p, plan, tensors, stream);
+  if (banded(p)) return run_banded(p, plan, tensors, stream);
   return p.transposed ? run_transposed(p, plan, tensors, stream) : run_direct(p, plan, tensors, stream);
 }
 
@@ -122,6 +139,10 @@ const char* mednext_cuda_error(int code) {
              "these out, a multiple of 32 between";
     case MEDNEXT_E_LAYOUT:
       return "a tensor or a stride of the feed-forward kernel is not a multiple of 16 bytes, or voxels overlap";
+    case MEDNEXT_E_PATH:
+      return "the path is unknown, or does not compute this layer: tensor cores take stride 1, kernels 3, 5 and 7, "
+             "half "
+             "and bfloat16";
     default:
       return machine_error(code);
   }

@@ -20,17 +20,17 @@ struct ConvArgs {
   bool packed;  // see RowWriter
 };
 
-// Grid: (tiles_x * tiles_y * chunks, channel tiles, n), x fastest so that neighbours share their halo in L2.
+// Block `block` of tiles_x * tiles_y * chunks, x fastest so that neighbours share their halo in L2.
 struct Place {
   int x0, y0, z0, z1, c0, n;
 
-  MEDNEXT_DEVICE Place(const ConvArgs& a, int width, int height, int channels) {
-    const int row = block_x() / a.tiles_x;
-    x0 = block_x() % a.tiles_x * width;
+  MEDNEXT_DEVICE Place(const ConvArgs& a, int width, int height, int block, int first_channel) {
+    const int row = block / a.tiles_x;
+    x0 = block % a.tiles_x * width;
     y0 = row % a.tiles_y * height;
     z0 = row / a.tiles_y * a.chunk;
     z1 = z0 + a.chunk < a.out.d ? z0 + a.chunk : a.out.d;
-    c0 = block_y() * channels;
+    c0 = first_channel;
     n = block_z();
   }
 };

@@ -62,9 +62,10 @@ struct Direct {
     }
   }
 
+  // Grid: (tiles_x * tiles_y * chunks, channel tiles, n).
   MEDNEXT_DEVICE static void run(const Args& a, char* shared) {
     float* weights = reinterpret_cast<float*>(shared + SLOTS * Window::BYTES);
-    const Place at(a, X, ROWS, CHANNELS);
+    const Place at(a, X, ROWS, block_x(), block_y() * CHANNELS);
     const int lane = thread_index() % LANES, row = thread_index() / LANES, channel = at.c0 + lane * V;
     const PlaneLoader<T, Window, THREADS> loader(a.x, a.in, a.c, at.n, S * at.y0 - P, S * at.x0 - P, at.c0, a.wide);
     RowWriter<T, X> writer(a.y, a.out, a.c, at.n, at.y0 + row, at.x0, channel, a.packed);

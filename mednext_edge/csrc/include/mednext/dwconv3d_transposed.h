@@ -48,9 +48,10 @@ struct Transposed {
     }
   }
 
+  // Grid: (tiles_x * tiles_y * chunks, channel tiles, n).
   MEDNEXT_DEVICE static void run(const Args& a, char* shared) {
     float* weights = reinterpret_cast<float*>(shared + SLOTS * Window::BYTES);
-    const Place at(a, X, ROWS, CHANNELS);
+    const Place at(a, X, ROWS, block_x(), block_y() * CHANNELS);
     const int lane = thread_index() % LANES, group = thread_index() / LANES, channel = at.c0 + lane * V;
     // The half-warps of a warp take rows of one parity: 0 2 | 1 3 | 4 6 | 5 7 ...
     const int row = (group & ~3) + (group & 1) * 2 + (group >> 1 & 1);

@@ -50,6 +50,14 @@ MEDNEXT_DEVICE void write_piece(void* to, const Piece& piece) {
   const auto& w = piece.words;
   *static_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
 }
+// A word; its address is a multiple of 4.
+MEDNEXT_DEVICE uint32_t read_word(const void* from) { return *static_cast<const uint32_t*>(from); }
+MEDNEXT_DEVICE void write_word(void* to, uint32_t word) { *static_cast<uint32_t*>(to) = word; }
+
+// Two words at once; their address is a multiple of 8.
+MEDNEXT_DEVICE void write_pair(void* to, uint32_t low, uint32_t high) {
+  *static_cast<uint2*>(to) = make_uint2(low, high);
+}
 
 // To [0, 1]; not-a-number to 0.
 MEDNEXT_DEVICE float saturate(float value) { return __saturatef(value); }

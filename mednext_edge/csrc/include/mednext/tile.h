@@ -18,31 +18,39 @@ struct Extent {
 // 128, in different banks.
 template <int HEIGHT_, int WIDTH_, int STEP>
 struct Tile {
-  static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_;
+  static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIECES = VOXEL_BYTES / 16;
   static constexpr int PITCH = STEP == 1 ? (WIDTH | 1) * VOXEL_BYTES : WIDTH * VOXEL_BYTES + VOXEL_BYTES / 2;
   static constexpr int BYTES = HEIGHT * PITCH;
   static_assert(STEP == 1 || STEP == 2, "the pitch is worked out for these");
+
+  // Byte of a piece of a voxel; see PlaneLoader.
+  MEDNEXT_DEVICE static int place(int voxel, int piece) {
+    return voxel / WIDTH * PITCH + voxel % WIDTH * VOXEL_BYTES + piece * 16;
+  }
 };
 
-// Copies a window, plane by plane. Voxels and channels outside the tensor become zeros.
+// Copies a window, plane by plane. Voxels and channels outside the tensor become zeros. A tile says where the PIECES of
+// 16 bytes of every voxel lie, which are numbered row by row.
 template <class T, class Tile, int THREADS>
 class PlaneLoader {
   using Element = typename T::Element;
   static constexpr int PER_COPY = 16 / static_cast<int>(sizeof(Element));
-  static constexpr int COPIES = Tile::HEIGHT * Tile::WIDTH * (VOXEL_BYTES / 16);
+  static constexpr int COPIES = Tile::HEIGHT * Tile::WIDTH * Tile::PIECES;
   static constexpr int TURNS = (COPIES + THREADS - 1) / THREADS;
 
  public:
   // `x` is the whole tensor, (y0, x0) the window's first voxel, c0 its first channel. `wide`: 16-byte copies are
   // aligned, so a copy never straddles the last channel.
-  MEDNEXT_DEVICE PlaneLoader(const void* x, const Extent& size, int c, int n, int y0, int x0, int c0, bool wide)
-      : depth_(size.d), channels_(c - c0), wide_(wide) {
+  MEDNEXT_DEVICE PlaneLoader(const void* x, const Extent& size, int c, int n, int y0, int x0, int c0, bool wide,
+                             int thread = thread_index())
+      : depth_(size.d), channels_(c - c0), thread_(thread), wide_(wide) {
     plane_ = static_cast<int64_t>(size.h) * size.w * c;
     base_ = static_cast<const Element*>(x) + n * size.d * plane_ + c0;
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
-      const int copy = turn * THREADS + thread_index(), voxel = copy / 4;
-      const int yi = y0 + voxel / Tile::WIDTH, xi = x0 + voxel % Tile::WIDTH, channel = copy % 4 * PER_COPY;
+      const int copy = turn * THREADS + thread_, voxel = copy / Tile::PIECES;
+      const int yi = y0 + voxel / Tile::WIDTH, xi = x0 + voxel % Tile::WIDTH;
+      const int channel = copy % Tile::PIECES * PER_COPY;
       const bool inside = yi >= 0 && yi < size.h && xi >= 0 && xi < size.w && channel < channels_;
       offset_[turn] = inside ? (yi * size.w + xi) * c + channel : 0;
       inside_ |= static_cast<unsigned>(inside) << turn;
@@ -66,7 +74,7 @@ class PlaneLoader {
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
       if (beyond(turn)) break;
-      const int channel = (turn * THREADS + thread_index()) % 4 * PER_COPY;
+      const int channel = (turn * THREADS + thread_) % Tile::PIECES * PER_COPY;
       const bool some = inside >> turn & 1;
       Element* to = reinterpret_cast<Element*>(tile + place(turn));
 #pragma unroll 1
@@ -77,18 +85,16 @@ class PlaneLoader {
   }
 
  private:
-  MEDNEXT_DEVICE static bool beyond(int turn) {
-    return COPIES % THREADS != 0 && turn * THREADS + thread_index() >= COPIES;
-  }
+  MEDNEXT_DEVICE bool beyond(int turn) const { return COPIES % THREADS != 0 && turn * THREADS + thread_ >= COPIES; }
 
-  MEDNEXT_DEVICE static int place(int turn) {
-    const int copy = turn * THREADS + thread_index(), voxel = copy / 4;
-    return voxel / Tile::WIDTH * Tile::PITCH + voxel % Tile::WIDTH * VOXEL_BYTES + copy % 4 * 16;
+  MEDNEXT_DEVICE int place(int turn) const {
+    const int copy = turn * THREADS + thread_;
+    return Tile::place(copy / Tile::PIECES, copy % Tile::PIECES);
   }
 
   const Element* base_;
   int64_t plane_;
-  int depth_, channels_;
+  int depth_, channels_, thread_;
   bool wide_;
   unsigned inside_ = 0;  // a bit for every turn
   int offset_[TURNS];    // elements from the plane's first
