@@ -56,8 +56,9 @@ print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(
 
 
 def library_path() -> Path:
-    name = cpu.LIBRARY.replace("mednext_cpu", "mednext_edge")
-    return next(path for path in cpu.places(name) if path.is_file())
+    path = cpu.edge_library()
+    assert path is not None, "libmednext_edge is not installed"
+    return path
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:

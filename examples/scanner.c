@@ -56,8 +56,8 @@ int main(int argc, char **argv) {
   } else {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    fprintf(stderr, "%s (%s, %s): opened in %.2f s, segmented in %.2f s, peak memory %ld MB\n", info.name, info.precision,
-            info.provider, opened - start, done - opened, usage.ru_maxrss / 1024);
+    fprintf(stderr, "%s (%s, %s): opened in %.2f s, segmented in %.2f s, peak memory %ld MB\n", info.name,
+            info.precision, info.provider, opened - start, done - opened, usage.ru_maxrss / 1024);
     failed = !nifti_write_labels(argv[3], &file, labels);
     if (failed) fprintf(stderr, "%s cannot be written\n", argv[3]);
   }

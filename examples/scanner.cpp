@@ -43,8 +43,8 @@ int main(int argc, char** argv) try {
   const std::vector<uint16_t> labels = stream.finish();
   const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - last;
   const mednext_stream_info info = stream.describe();
-  std::cerr << "labels " << waited.count() << " s after the last slice; " << info.patches_early << " of " << info.patches
-            << " patches ran before it" << (info.reason[0] ? ": " : "") << info.reason << "\n";
+  std::cerr << "labels " << waited.count() << " s after the last slice; " << info.patches_early << " of "
+            << info.patches << " patches ran before it" << (info.reason[0] ? ": " : "") << info.reason << "\n";
   if (!nifti_write_labels(argv[3], &file, labels.data())) {
     std::cerr << argv[3] << " cannot be written\n";
     return 1;

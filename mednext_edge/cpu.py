@@ -51,6 +51,11 @@ def library_path() -> Path:
     )
 
 
+def edge_library() -> Path | None:
+    """Where libmednext_edge, the runtime for C and C++, was installed; None where it was not built (Windows)."""
+    return next((path for path in places(LIBRARY.replace("mednext_cpu", "mednext_edge")) if path.is_file()), None)
+
+
 @functools.cache
 def _load() -> ctypes.CDLL:
     path = library_path()

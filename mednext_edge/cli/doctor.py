@@ -44,6 +44,7 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
 
     import mednext_edge.export.export  # noqa: F401  # every target puts itself into the table
     from mednext_edge.cli.probes import NOTES, PROBES, cuda_kernels, state
+    from mednext_edge.cpu import edge_library
     from mednext_edge.environment import environment
     from mednext_edge.export.targets import TARGETS
 
@@ -52,9 +53,12 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
     nvidia, kernels = _nvidia(), cuda_kernels()
     targets = [state(name, TARGETS[name].package) for name in PROBES]
     warnings = _warnings(set(here.isa))
+    library = edge_library()
+    prefix = None if library is None else str(library.parents[1])
     if json:
         free = {name: round(value, 1) for name, value in free.items()}
         report = {"environment": here, "free": free, "nvidia": nvidia, "cuda_kernels": kernels, "targets": targets}
+        report["cmake_prefix"] = prefix
         emit_json({**report, "warnings": warnings, "notes": NOTES})
         return
     show_facts(
@@ -69,6 +73,7 @@ def doctor(json: Annotated[bool, JSON_OPTION] = False) -> None:
             ("disk", f"{free['disk_gb']:.1f} GB free in {Path.cwd()}"),
             ("NVIDIA GPU", nvidia),
             ("CUDA kernels", kernels),
+            ("CMake prefix", prefix or "none: libmednext_edge is not installed"),
             ("packages", ", ".join(f"{name} {version}" for name, version in here.packages.items())),
         ],
     )

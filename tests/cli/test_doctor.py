@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,11 @@ def test_words(edge: Cli) -> None:
     assert (done.code, done.out) == (0, "")
     for words in ("processor", "memory", "openvino", "usable", "NVIDIA GPU", "none", "missing", "JetPack 6", "sm_87"):
         assert words in done.err
+
+
+def test_cmake_prefix(edge: Cli) -> None:
+    prefix = edge("doctor", "--json").json["cmake_prefix"]
+    assert (Path(prefix) / "lib/cmake/mednext_edge/mednext_edgeConfig.cmake").is_file()
 
 
 def test_cuda_kernels(edge: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

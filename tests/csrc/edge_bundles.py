@@ -109,10 +109,9 @@ def installed_library() -> Path:
     """libmednext_edge as the package brings it, or a skip where it is not built."""
     if sys.platform == "win32":
         pytest.skip("libmednext_edge is not built on Windows")
-    name = cpu.LIBRARY.replace("mednext_cpu", "mednext_edge")
-    found = [path for path in cpu.places(name) if path.is_file()]
-    assert found, f"{name} is not installed; scripts/setup installs it"
-    return found[0]
+    found = cpu.edge_library()
+    assert found is not None, "libmednext_edge is not installed; scripts/setup installs it"
+    return found
 
 
 def fake_library(folder: Path) -> EdgeLibrary:

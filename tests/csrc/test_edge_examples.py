@@ -24,13 +24,16 @@ AFFINE = np.array([[-0.9, 0.1, 0, 3], [0.1, 0.9, 0, -7], [0, 0, 1.2, 11], [0, 0,
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the built programs."""
+    """The folder of the built programs, against a package that was copied elsewhere: nothing in it names its place."""
     # That of scripts/check is beside the interpreter.
     cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if cmake is None:
         pytest.skip("no cmake")
     out = tmp_path_factory.mktemp("examples")
-    prefix = installed_library().parents[1]
+    installed = installed_library().parents[1]
+    prefix = tmp_path_factory.mktemp("elsewhere") / installed.name
+    for folder in ("lib", "include"):
+        shutil.copytree(installed / folder, prefix / folder)
     configure = [
         cmake,
         "-S",
@@ -51,7 +54,12 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
 
 
-def test_scanner_gives_the_labels_of_python(examples: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_scanner_gives_the_labels_of_python(
+    examples: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    monkeypatch.setenv("MEDNEXT_OPENVINO_LIBRARY", str(Path(openvino.__file__).parent / "libs"))
     voxels = np.random.default_rng(0).normal(100, 30, (19, 17, 21)).astype(np.int16)
     image = nib.Nifti1Image(voxels, AFFINE)
     image.header.set_slope_inter(0.5, 3)

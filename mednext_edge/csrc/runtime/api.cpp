@@ -160,7 +160,8 @@ mednext_status mednext_open(const char* path, const mednext_options* options, me
     const auto given = read(options, mednext_options MEDNEXT_OPTIONS_INIT, "options");
     if (given.threads < 0 || given.threads > 4096)
       fail(MEDNEXT_E_ARGUMENT, "found ", given.threads, " threads; expected 0 (the engine chooses) to 4096");
-    *model = models().add(std::make_shared<Model>(path, EngineOptions{given.device ? given.device : "", given.threads}));
+    const EngineOptions chosen{given.device ? given.device : "", given.threads};
+    *model = models().add(std::make_shared<Model>(path, chosen));
   });
 }
 

@@ -74,7 +74,7 @@ class OpenVino : public Engine {
     const int64_t patch = voxels(manifest.patch);
     check(ov_.ov_infer_request_get_input_tensor_by_index(request_.get(), 0, input_.out()), "give its input");
     input_data_ = data(input_.get(), manifest.channels * patch, "input");
-    logits_ = manifest.classes() * patch;
+    logits_ = manifest.outputs * patch;
   }
 
   float* input() override { return input_data_; }

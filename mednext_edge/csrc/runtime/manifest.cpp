@@ -38,9 +38,12 @@ Normalization normalization(const Field& field) {
 }
 
 Preprocessing preprocessing(const Field& field) {
-  field.only({"orientation", "transpose", "crop_nonzero", "normalization", "normalize_after_resampling", "spacing",
-              "image_order", "label_order", "anisotropy_threshold"});
+  field.only({"colour", "orientation", "transpose", "crop_nonzero", "normalization", "normalize_after_resampling",
+              "spacing", "size", "image_order", "label_order", "anisotropy_threshold"});
   Preprocessing recipe;
+  if (const auto colour = field.find("colour"); colour && !colour->is_null())
+    fail(MEDNEXT_E_BUNDLE, "found a bundle for photographs (", colour->text(),
+         "); this library takes channels as they are. Use mednext_edge.predict in Python");
   if (const Field codes = field["orientation"]; !codes.is_null()) {
     const std::string& text = codes.text();
     std::array<int, 3> count{};
@@ -62,6 +65,10 @@ Preprocessing preprocessing(const Field& field) {
     for (const Field& size : spacing.list(3)) recipe.spacing.push_back(size.number());
     const bool positive = std::all_of(recipe.spacing.begin(), recipe.spacing.end(), [](double s) { return s > 0; });
     if (recipe.spacing.size() < 2 || !positive) spacing.wrong("two or three voxel sizes above 0");
+  }
+  if (const auto size = field.find("size"); size && !size->is_null()) {
+    for (const Field& pixels : size->list(2)) recipe.size.push_back(pixels.integer(1, kLongestPatch));
+    if (recipe.size.size() != 2 || !recipe.spacing.empty()) size->wrong("two sizes, and then no spacing");
   }
   recipe.image_order = static_cast<int>(field["image_order"].integer(0, 5));
   field["label_order"].integer(0, 5);
@@ -104,7 +111,9 @@ void check_tensor(const Field& field, int64_t channels, int dims) {
     shape[1].wrong(std::to_string(channels) + " channels");
 }
 
-std::vector<std::string> labels(const Field& field, int64_t classes) {
+std::vector<std::string> labels(const Field& field, int64_t outputs) {
+  const bool single = outputs == 1 && field.value().object.size() == 2;
+  const int64_t classes = single ? 2 : outputs;
   std::vector<std::string> names(classes);
   std::vector<bool> seen(classes);
   const std::string expected = std::to_string(classes) + " labels that number the classes from 0";
@@ -195,17 +204,22 @@ Manifest read(const Field& field) {
   manifest.precision = field["precision"].text();
   manifest.created = optional_text(field, "created");
   const Field model = field["model"];
-  model.only({"family", "variant", "kernel_size", "spatial_dims", "in_channels", "classes", "parameters", "config"});
+  if (const auto kind = model.find("kind"); kind && one_of(*kind, {"segmentation", "classification"}) == 1)
+    fail(MEDNEXT_E_BUNDLE, "found a bundle that classifies whole images; this library makes label maps");
+  model.only({"kind", "family", "variant", "kernel_size", "spatial_dims", "in_channels", "classes", "parameters",
+              "config"});
   manifest.spatial_dims = static_cast<int>(model["spatial_dims"].integer(2, 3));
   manifest.channels = model["in_channels"].integer(1, kMostChannels);
-  const int64_t classes = model["classes"].integer(1, kMostClasses);
+  manifest.outputs = model["classes"].integer(1, kMostClasses);
   manifest.preprocessing = preprocessing(field["preprocessing"]);
   if (static_cast<int64_t>(manifest.preprocessing.normalization.size()) != manifest.channels)
     field["preprocessing"].wrong(std::to_string(manifest.channels) + " normalisations, one a channel");
+  if (!manifest.preprocessing.size.empty() && manifest.spatial_dims != 2)
+    field["preprocessing"]["size"].wrong("none for a 3-D network");
   inference(field["inference"], manifest);
-  manifest.labels = labels(field["labels"], classes);
+  manifest.labels = labels(field["labels"], manifest.outputs);
   check_tensor(field["input"], manifest.channels, manifest.spatial_dims);
-  check_tensor(field["output"], classes, manifest.spatial_dims);
+  check_tensor(field["output"], manifest.outputs, manifest.spatial_dims);
   manifest.patch = patch(field["input"]["patch"], manifest.spatial_dims);
   check_rest(field);
   manifest.engine = engine(field["engine"]);

@@ -27,6 +27,7 @@ struct Preprocessing {
   std::vector<Normalization> normalization;  // one a channel
   bool normalize_after_resampling = false;
   std::vector<double> spacing;  // mm, of the last axes; empty keeps the image's own
+  std::vector<int64_t> size;    // (y, x) that every slice is stretched to, in place of a spacing; empty for none
   int image_order = 3;
   double anisotropy_threshold = 3;
 };
@@ -35,6 +36,7 @@ struct Manifest {
   std::string name, target, precision, created;
   int spatial_dims = 3;
   int64_t channels = 1;
+  int64_t outputs = 1;              // channels of the logits; one alone is that of class 1, class 0 being 0
   std::vector<std::string> labels;  // by value
   Preprocessing preprocessing;
   Shape patch{};  // z is 1 for a 2-D network

@@ -60,8 +60,11 @@ void ct(const Channel& channel, const Normalization& entry) {
 
 void rescale(const Channel& channel, const Normalization&) {
   float low = HUGE_VALF, high = -HUGE_VALF;
-  for (int64_t i = 0; i < channel.slices * channel.slice; ++i)
-    if (!channel.mask || channel.mask[i]) low = std::min(low, channel.values[i]), high = std::max(high, channel.values[i]);
+  for (int64_t i = 0; i < channel.slices * channel.slice; ++i) {
+    if (channel.mask && !channel.mask[i]) continue;
+    low = std::min(low, channel.values[i]);
+    high = std::max(high, channel.values[i]);
+  }
   shift_and_scale(channel, low, static_cast<float>(std::max(double{high} - double{low}, kSmallestSd)));
 }
 

@@ -74,13 +74,19 @@ Grid make_grid(const Image& image, const Preprocessing& recipe, const Axes& axes
   // The recipe of a 2-D network has no spacing for the axis across its slices.
   std::copy_backward(recipe.spacing.begin(), recipe.spacing.end(), target.end());
   const Shape cropped = grid.box.shape();
+  if (!recipe.size.empty()) {
+    // Every slice is stretched by itself, whatever its pixels measure.
+    grid.shape = {cropped[0], recipe.size[0], recipe.size[1]};
+    grid.apart = 0;
+    return grid;
+  }
   double count = 1;
   for (int k = 0; k < 3; ++k) {
     // To the nearest even where it is between two, as Python's round.
     const double n = std::max(1.0, std::nearbyint(static_cast<double>(cropped[k]) * spacing[k] / target[k]));
     if (!(n <= kLongestGrid) || !((count *= n) <= kLargestGrid))
-      fail(MEDNEXT_E_DATA, "a voxel size of ", spacing[k], " mm resampled to ", target[k], " mm gives a network grid of ",
-           n, " voxels along one axis; check the affine, which must be in millimetres");
+      fail(MEDNEXT_E_DATA, "a voxel size of ", spacing[k], " mm resampled to ", target[k],
+           " mm gives a network grid of ", n, " voxels along one axis; check the affine, which must be in millimetres");
     grid.shape[k] = static_cast<int64_t>(n);
   }
   grid.apart = coarse_axis(spacing, target, recipe.anisotropy_threshold);

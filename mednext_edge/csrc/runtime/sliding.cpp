@@ -103,10 +103,13 @@ void Sliding::run(int64_t window, const Volume& image, const Shape& origin, Engi
     }
 }
 
+// Starting threads costs more than they save on small patches.
+int Sliding::threads_for_patch() const { return voxels(manifest_.patch) > 100000 ? threads_ : 1; }
+
 void Sliding::gather(const Shape& start, const Flip& flip, const Volume& image, const Shape& origin,
                      float* patch) const {
   const auto [nz, ny, nx] = manifest_.patch;
-  parallel_for(image.channels * nz, voxels(manifest_.patch) > 100000 ? threads_ : 1, [&, nz = nz, ny = ny, nx = nx](int64_t plane) {
+  parallel_for(image.channels * nz, threads_for_patch(), [&, nz = nz, ny = ny, nx = nx](int64_t plane) {
     const int64_t z = plane % nz, at_z = start[0] + (flip[0] ? nz - 1 - z : z);
     const float* channel = image.channel(plane / nz);
     for (int64_t y = 0; y < ny; ++y) {
@@ -130,17 +133,19 @@ void Sliding::gather(const Shape& start, const Flip& flip, const Volume& image, 
 
 void Sliding::blend(const Shape& start, const Flip& flip, const float* logits, const std::string& provider) {
   const auto [nz, ny, nx] = manifest_.patch;
-  const int64_t classes = manifest_.classes();
+  const int64_t classes = manifest_.classes(), outputs = manifest_.outputs;
   std::atomic<bool> finite{true};
-  parallel_for(nz, voxels(manifest_.patch) > 100000 ? threads_ : 1, [&, nz = nz, ny = ny, nx = nx](int64_t z) {
+  parallel_for(nz, threads_for_patch(), [&, nz = nz, ny = ny, nx = nx](int64_t z) {
     std::vector<float> row(static_cast<size_t>(classes * nx));
+    float* const own = row.data() + (classes - outputs) * nx;  // behind class 0 where that has no logit
     const int64_t at_z = start[0] + (flip[0] ? nz - 1 - z : z);
     for (int64_t y = 0; y < ny; ++y) {
       float odd = 0;  // becomes NaN with the first value that is not finite
-      for (int64_t c = 0; c < classes; ++c) {
+      std::fill(row.data(), own, 0.0f);
+      for (int64_t c = 0; c < outputs; ++c) {
         const float* from = logits + ((c * nz + z) * ny + y) * nx;
         for (int64_t x = 0; x < nx; ++x) odd += from[x] * 0.0f;
-        std::copy_n(from, nx, row.data() + c * nx);
+        std::copy_n(from, nx, own + c * nx);
       }
       if (odd != 0) finite = false;
       const int64_t at_y = start[1] + (flip[1] ? ny - 1 - y : y);
@@ -159,8 +164,9 @@ void Sliding::blend(const Shape& start, const Flip& flip, const float* logits, c
     }
   });
   if (!finite)
-    fail(MEDNEXT_E_ENGINE, provider, " at ", manifest_.precision, " returned NaN or infinite logits; the usual cause is "
-         "overflow in fp16. Export again at fp32 or bf16, or keep the layers that overflow in fp32");
+    fail(MEDNEXT_E_ENGINE, provider, " at ", manifest_.precision,
+         " returned NaN or infinite logits; the usual cause is overflow in fp16. Export again at fp32 or bf16, or keep "
+         "the layers that overflow in fp32");
 }
 
 Volume Sliding::finish() {

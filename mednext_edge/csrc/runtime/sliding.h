@@ -27,6 +27,7 @@ class Sliding {
 
  private:
   using Flip = std::array<bool, 3>;
+  int threads_for_patch() const;
   void gather(const Shape& start, const Flip& flip, const Volume& image, const Shape& origin, float* patch) const;
   void blend(const Shape& start, const Flip& flip, const float* logits, const std::string& provider);
 
