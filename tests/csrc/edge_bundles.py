@@ -47,7 +47,7 @@ def fake_task(
     )
 
 
-def write_fake_bundle(out: Path, task: Task, words: str = "", **changes: Any) -> Path:
+def write_fake_bundle(out: Path, task: Task, words: str = "", prefix: str = "", **changes: Any) -> Path:
     """A bundle whose network is `fake_openvino.cpp`'s."""
     layout = "NCDHW" if task.model.spatial_dims == 3 else "NCHW"
     shape = (None,) * task.model.spatial_dims
@@ -67,7 +67,7 @@ def write_fake_bundle(out: Path, task: Task, words: str = "", **changes: Any) ->
     ).model_copy(update=changes)
     writer = BundleWriter(out, force=True)
     with writer as folder:
-        (folder / "model.xml").write_text(f"classes {task.model.classes} {words}")
+        (folder / "model.xml").write_text(f"{prefix}classes {task.model.classes} {words}")
         (folder / "model.bin").write_bytes(bytes(1000))
         writer.commit(manifest)
     return out
@@ -99,6 +99,19 @@ def compile_native(sources: list[Path], out: Path, *flags: str) -> Path:
     done = subprocess.run([*command, "-o", str(out), "-ldl", "-pthread"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def one_file(csrc: Path, folder: Path, *more: Path, tensorrt: bool = False) -> Path:
+    """All sources of the runtime in one, since the standard library's headers are most of the work."""
+    left_out = {"cpu_features.cpp", "engine_tensorrt_absent.cpp" if tensorrt else "engine_tensorrt.cpp"}
+    sources = [file for file in sorted((csrc / "runtime").glob("*.cpp")) if file.name not in left_out]
+    everything = folder / "everything.cpp"
+    everything.write_text("".join(f'#include "{file}"\n' for file in (*sources, *more)))
+    return everything
+
+
+def runtime_flags(csrc: Path) -> tuple[str, ...]:
+    return ('-DMEDNEXT_EDGE_VERSION="0"', f"-I{csrc / 'include'}", f"-I{csrc / 'runtime'}")
 
 
 def build_fake_openvino(folder: Path) -> Path:

@@ -11,7 +11,15 @@ import pytest
 
 from benchmarks.edge.library import EdgeLibrary
 from mednext_edge.task import Normalization, Preprocessing
-from tests.csrc.edge_bundles import HERE, compile_native, fake_task, installed_library, write_fake_bundle
+from tests.csrc.edge_bundles import (
+    HERE,
+    compile_native,
+    fake_task,
+    installed_library,
+    one_file,
+    runtime_flags,
+    write_fake_bundle,
+)
 
 NONE = (Normalization(scheme="none"),)
 RECIPES = {
@@ -35,17 +43,13 @@ def exercise(*command: str | Path, openvino: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["address,undefined", "thread"])
 def test_sanitizers(kind: str, bundles: list[Path], fake_edge: EdgeLibrary, csrc: Path, tmp_path: Path) -> None:
-    sources = [*sorted((csrc / "runtime").glob("*.cpp")), HERE / "exercise.cpp"]
-    left_out = {"cpu_features.cpp", "engine_tensorrt.cpp"}
-    everything = tmp_path / "everything.cpp"  # one file, since the headers are most of the work
-    everything.write_text("".join(f'#include "{file}"\n' for file in sources if file.name not in left_out))
     sanitize = (f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-g", "-O0")
     try:
         compile_native([_empty(tmp_path)], tmp_path / "empty", *sanitize)
     except AssertionError as error:
         pytest.skip(f"the compiler has no -fsanitize={kind}: {error}")
-    flags = ('-DMEDNEXT_EDGE_VERSION="0"', f"-I{csrc / 'include'}", f"-I{csrc / 'runtime'}", *sanitize)
-    program = compile_native([everything], tmp_path / "exercise", *flags)
+    sources = [one_file(csrc, tmp_path, HERE / "exercise.cpp")]
+    program = compile_native(sources, tmp_path / "exercise", *runtime_flags(csrc), *sanitize)
     for bundle in bundles:
         exercise(program, bundle, "2" if kind == "thread" else "1", openvino=fake_edge.folder)
 
