@@ -82,6 +82,8 @@ def _plain(spec: ModelSpec) -> ModelSpec:
 def _member(model: LoadedModel, spec: ModelSpec) -> nn.Module:
     if model.rewrites:
         raise CheckpointError(f"{model.source.file} was rewritten ({', '.join(model.rewrites)}); give it as trained")
+    if model.quantization is not None:
+        raise CheckpointError(f"{model.source.file} was trained in INT8; make the ensemble of the FP32 checkpoints")
     if model.task.model.config == spec.config:
         return copy.deepcopy(model.net).eval()
     net, given = build(spec), model.net.state_dict()

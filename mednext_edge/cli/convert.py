@@ -58,6 +58,8 @@ def convert(
         save(folder, model, dtype=torch.float32, provenance={"checkpoints": places})
         return ()
 
+    if to != FORMATS[0] and model.quantization is not None:
+        show_warning(f"{places[0]} was trained in INT8: {to} holds its weights, not the thresholds it learnt")
     writers = {"mednext-edge": save_ours, "nnunet-v2": write_nnunet_v2, "monai": write_monai}
     notes = writers[to](out, model)
     if json:

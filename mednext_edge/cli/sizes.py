@@ -10,11 +10,12 @@ from typer.core import TyperCommand
 
 from mednext_edge.errors import UsageError
 
-SIZE_FLAGS = ("--patch", "--min-patch", "--max-patch")
+SIZE_FLAGS = ("--patch", "--min-patch", "--max-patch", "--spacing")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class SizeCommand(TyperCommand):
-    """A command whose size flags take every whole number that follows: `--patch 96 128 128` or `96,128,128`."""
+    """A command whose size flags take every number that follows: `--patch 96 128 128` or `96,128,128`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, join_sizes(args))
@@ -24,7 +25,8 @@ def join_sizes(args: Sequence[str]) -> list[str]:
     """The arguments with the numbers after a size flag joined by commas, which the parser sees as one value."""
     joined: list[str] = []
     for arg in args:
-        if arg.isdigit() and len(joined) > 1 and joined[-2] in SIZE_FLAGS and joined[-1].replace(",", "").isdigit():
+        follows = len(joined) > 1 and joined[-2] in SIZE_FLAGS
+        if _NUMBER.fullmatch(arg) and follows and all(map(_NUMBER.fullmatch, joined[-1].split(","))):
             joined[-1] += f",{arg}"
         else:
             joined.append(arg)

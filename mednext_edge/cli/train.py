@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mednext_edge.cli.console import JSON_OPTION, NO_PROGRESS_OPTION, emit_json, one_of, say, track
+from mednext_edge.cli.console import (
+    JSON_OPTION,
+    NO_PROGRESS_OPTION,
+    Report,
+    emit_json,
+    one_of,
+    say,
+    show_warning,
+    track,
+)
 from mednext_edge.cli.export import TARGETS
 from mednext_edge.cli.names import parse_names
 from mednext_edge.cli.sizes import parse_size
 
 if TYPE_CHECKING:
-    from mednext_edge.data.dataset import Dataset
-    from mednext_edge.task import Preprocessing
+    from mednext_edge.training.loop import Progress
     from mednext_edge.training.plan import Amp, Keep, TrainingPlan
 
 AMP = ("auto", "fp32", "bf16", "fp16")
@@ -40,7 +48,18 @@ def train(
     patch: Annotated[
         str | None, typer.Option(metavar="D H W", help="Training patch. [default: planned from the images]")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 2,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D H W|own",
+            help="Voxel size to train at, mm; own leaves the images as they are. [default: nnU-Net's choice where they "
+            "differ; the authors of MedNeXt take 1 1 1]",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Patches a step, of all processes. [default: 2; on a GPU what memory and data allow]"),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Pseudo-epochs. [default: 1000; with --qat 10]", show_default=False)
     ] = None,
@@ -125,6 +144,29 @@ def train(
     ] = False,
     compile_net: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 for a thread.")] = 0,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Compute the blocks with our CUDA kernels. Not yet run on hardware.")
+    ] = False,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0..4|all",
+            help="Hold out this fold of nnU-Net's five; all trains on everything. [default: the data's own validation "
+            "cases, else fold 0]",
+        ),
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Folds as in nnU-Net's splits_final.json, instead of its rule.")
+    ] = None,
+    cross_validate: Annotated[
+        bool,
+        typer.Option(
+            "--cross-validate",
+            help="Train every fold, into fold_0, fold_1, ... of --out; then one ensemble and the held-out scores.",
+        ),
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to --out/tensorboard as well.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Show what would be trained, and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in --out.")] = False,
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
@@ -139,16 +181,22 @@ def train(
     - `mednext-edge train Task04_Hippocampus --variant S --kernel 3 --epochs 50 -o runs/hippocampus`
     - `mednext-edge train Task04_Hippocampus --kernel 5 --upkern-from runs/hippocampus -o runs/hippocampus-k5`
     - `mednext-edge train Task04_Hippocampus --qat runs/hippocampus -o runs/hippocampus-int8`
+    - `mednext-edge train Dataset001_Heart --cross-validate --spacing 1 1 1 -o runs/heart`
+    - `mednext-edge train Dataset001_Heart --plan-only -o runs/heart`
+    - `torchrun --nproc-per-node 2 --no-python mednext-edge train Dataset001_Heart --device cuda -o runs/heart`
     - `mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try`
     """
     from mednext_edge.checkpoints import load, save
+    from mednext_edge.cli.plan import parse_spacing, show_plan
     from mednext_edge.data.dataset import open_dataset
+    from mednext_edge.data.folds import nnunet_folds, read_folds, take_all, take_fold
     from mednext_edge.errors import UsageError
     from mednext_edge.runtime.torch_session import torch_device
     from mednext_edge.training import qat as in_int8
-    from mednext_edge.training.loop import Progress
+    from mednext_edge.training.board import check_tensorboard
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
+    from mednext_edge.training.size import size_run
     from mednext_edge.training.start import start_name, start_network
     from mednext_edge.training.state import RunFolder
     from mednext_edge.training.task import make_task, plan_preprocessing
@@ -159,8 +207,16 @@ def train(
     dataset = open_dataset(data)
     if sum(given is not None for given in (init, upkern_from, qat)) > 1:
         raise UsageError("a run starts from --init, from --upkern-from or from --qat; give one of them")
+    if fold and cross_validate:
+        raise UsageError("found both --fold and --cross-validate; give one of them")
     if qat is None and (int8_layers or calib_samples):
         raise UsageError("found --int8-layers or --calib-samples without --qat, which they belong to")
+    if qat and (cross_validate or fused):
+        raise UsageError(
+            "--qat trains one checkpoint on, by PyTorch's own operators; leave out --cross-validate, --fused"
+        )
+    if tensorboard:
+        check_tensorboard()
     first = load(init) if init else None
     small = load(upkern_from) if upkern_from else None
     teacher = load(qat) if qat else None
@@ -171,54 +227,113 @@ def train(
         variant, kernel = teacher.task.model.variant, teacher.task.model.kernel_size
         epochs, steps, lr = epochs or 10, steps or 25, lr or 1e-4
     source = first or small or teacher
-    recipe = source.task.preprocessing if source else plan_preprocessing(dataset, masked=masked)
-    size = size or _planned_patch(dataset, recipe)
-    plan = TrainingPlan(
-        variant=variant,
-        kernel=kernel,
-        grn=grn,
-        patch=size,
-        batch=batch,
-        epochs=epochs or 1000,
-        steps=steps or 250,
-        validate_every=validate_every,
-        learning_rate=1e-3 if lr is None else lr,
-        amp=cast("Amp", amp),
-        augment=augment,
-        mirror_axes=tuple(range(len(size))),
-        seed=seed,
-        start=int8.name(teacher) if teacher else start_name(init=first, upkern=small),
-        ema=ema,
-        keep=cast("Keep", keep),
-        accumulate=accumulate,
-        checkpoint_gradients=checkpoint_gradients,
-        compile=compile_net,
-        workers=workers,
+    # Planned from all cases, as nnU-Net does, so that the folds make one ensemble.
+    everything = take_all(dataset) if fold or cross_validate else dataset
+    recipe = (
+        source.task.preprocessing
+        if source
+        else plan_preprocessing(everything, masked=masked, spacing=parse_spacing(spacing))
     )
-    with join(device) as team, track(not no_progress and team.leads) as progress:
-
-        def on_step(step: Progress) -> None:
-            progress(f"train · loss {step.loss:.3f} · Dice {step.dice:.3f}", step.step, step.total)
-            if step.validation is not None and team.leads:
-                say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
-
-        go = partial(run, dataset, plan=plan, out=out, resume=resume, device=device, team=team, on_step=on_step)
-        if teacher is not None:
-            folder = RunFolder(out, plan, resume=resume)
-            student = in_int8.student(teacher, dataset.training, int8, folder, progress=progress, write=team.leads)
-            task = teacher.task
-            model = student.trained(go(task=task, net=student.net, objective=student.objective(batch_dice=False)))
+    with join(device) as team:
+        planned = functools.partial(
+            TrainingPlan,
+            variant=variant,
+            kernel=kernel,
+            grn=grn,
+            epochs=epochs or 1000,
+            steps=steps or 250,
+            validate_every=validate_every,
+            learning_rate=1e-3 if lr is None else lr,
+            amp=cast("Amp", amp),
+            augment=augment,
+            seed=seed,
+            start=int8.name(teacher) if teacher else start_name(init=first, upkern=small),
+            ema=ema,
+            keep=cast("Keep", keep),
+            accumulate=accumulate,
+            checkpoint_gradients=checkpoint_gradients,
+            compile=compile_net,
+            fused=fused,
+            workers=workers,
+        )
+        sized = size_run(
+            everything,
+            recipe,
+            planned,
+            size=size,
+            batch=batch,
+            device=device,
+            processes=team.size,
+            spec=teacher.task.model if teacher else None,
+        )
+        plan = sized.plan
+        task = teacher.task if teacher else make_task(everything, plan, recipe)
+        if team.leads:
+            show_plan(sized, task, dataset, device)
+        if plan_only:
+            if json and team.leads:
+                emit_json({"plan": plan, "task": task, "memory": sized.memory_json})
+            return
+        folds = read_folds(splits) if splits else None
+        if cross_validate:
+            names = [case.name for case in everything.training]
+            numbers: list[int | None] = list(range(len(folds or nnunet_folds(names))))
         else:
-            task = make_task(dataset, plan, recipe)
-            model = go(task=task, net=start_network(task, plan.seed, init=first, upkern=small))
-    if not team.leads:
-        return
-    record = _record(data, plan, RunFolder(out, plan, resume=True).history())
-    save(out, model, provenance=record)
+            numbers = [_fold_number(fold)] if fold and fold != "all" else [None]
+        for number in numbers:
+            part = dataset if number is None else take_fold(dataset, number, folds)
+            where = out / f"fold_{number}" if cross_validate else out
+            if fold == "all":
+                part = everything
+            title = f"train fold {number}" if number is not None else "train"
+            with track(not no_progress and team.leads) as progress:
+                go = functools.partial(
+                    run,
+                    part,
+                    task,
+                    plan,
+                    where,
+                    resume=resume,
+                    device=device,
+                    team=team,
+                    tensorboard=tensorboard,
+                    on_step=functools.partial(_show_step, progress, title, team.leads),
+                    on_case=functools.partial(progress, f"read {title.removeprefix('train')}".strip()),
+                    on_note=show_warning if team.leads else lambda _: None,
+                )
+                if teacher is None:
+                    model = go(net=start_network(task, plan.seed, init=first, upkern=small))
+                else:
+                    folder = RunFolder(where, plan, resume=resume)
+                    student = in_int8.student(teacher, part.training, int8, folder, progress=progress, write=team.leads)
+                    model = student.trained(go(net=student.net, objective=student.objective(batch_dice=False)))
+            if team.leads:
+                record = _record(data, plan, RunFolder(where, plan, resume=True).history())
+                save(where, model, provenance=record)
+        if not team.leads:
+            return
+    if cross_validate:
+        from mednext_edge.cli.cross_validation import finish
+
+        record = finish(dataset, out, folds, device=device, progress=not no_progress)
     if json:
         emit_json({"model": out, "task": task, **record})
         return
     say(f"{out / 'model.json'} written; export it with `mednext-export {out} --calib {data} --int8`", "green")
+
+
+def _show_step(progress: Report, title: str, leads: bool, step: Progress) -> None:
+    progress(f"{title} · loss {step.loss:.3f} · Dice {step.dice:.3f}", step.step, step.total)
+    if step.validation is not None and leads:
+        say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
+
+
+def _fold_number(fold: str) -> int:
+    from mednext_edge.errors import UsageError
+
+    if not fold.isdecimal():
+        raise UsageError(f"found --fold {fold}; expected a number from 0 on, or all")
+    return int(fold)
 
 
 def _record(data: str, plan: TrainingPlan, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,14 +346,3 @@ def _record(data: str, plan: TrainingPlan, history: list[dict[str, Any]]) -> dic
         "last": history[-1],
         "best": max(validated, key=lambda epoch: float(epoch["dice"]), default=None),
     }
-
-
-def _planned_patch(dataset: Dataset, recipe: Preprocessing) -> tuple[int, ...]:
-    """A patch for the data, from at most 25 of its training images as the network will see them."""
-    from mednext_edge.data.recipe import prepare
-    from mednext_edge.training.plan import plan_patch
-
-    some = dataset.training[:: max(1, len(dataset.training) // 25)][:25]
-    size = plan_patch([prepare(case.image(), recipe).image.shape[1:] for case in some])
-    say("patch " + " x ".join(map(str, size)) + ", planned from the images")
-    return size

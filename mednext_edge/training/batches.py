@@ -5,7 +5,7 @@ Each sample draws from (seed, step, place in the batch) alone, so that several p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -44,6 +44,23 @@ class BatchSource:
             self._samples.append(Sample.of(case.image, case.labels, np.random.default_rng([plan.seed, number])))
         self._plan, self._team = plan, team
         self._steps = intensity_steps(plan.patch)
+
+    def notes(self, labels: Mapping[str, int], *, validated: bool) -> list[str]:
+        """What is unusual about the cases.
+
+        Raises:
+            DataError: no case has any foreground.
+        """
+        seen = {value for sample in self._samples for value in sample.classes}
+        if not seen:
+            raise DataError("no training case has a voxel of foreground; expected one at least")
+        absent = [name for name, value in labels.items() if value and value not in seen]
+        notes = [f"the label `{name}` is in no training case: the network cannot learn it" for name in absent]
+        if len(self._samples) == 1:
+            notes.append("there is one training case alone: the network will know no other")
+        if not validated:
+            notes.append("there is no case to validate on: the weights of the last epoch are taken")
+        return notes
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of a batch: images [N, C, *patch] and class indices [N, 1, *patch], both float32."""

@@ -14,10 +14,13 @@ from torch import nn
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import CheckpointError, DataError
+from mednext_edge.fusion.cuda_block import use_cuda_block
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.task import Task
 from mednext_edge.training.batches import BatchSource
+from mednext_edge.training.board import Board, check_tensorboard
 from mednext_edge.training.loss import SupervisedLoss
+from mednext_edge.training.memory import PeakOfStep
 from mednext_edge.training.objective import Objective, Supervised
 from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.start import start_network
@@ -55,7 +58,10 @@ def train(
     resume: bool = False,
     device: str = "cpu",
     team: Team = ALONE,
+    tensorboard: bool = False,
     on_step: Callable[[Progress], None] = lambda _: None,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> LoadedModel:
     """Train a network and return its best state in eval mode.
 
@@ -72,12 +78,17 @@ def train(
         resume: go on with the run in `out`.
         device: torch device.
         team: the processes of this run, see `training.team`.
+        tensorboard: also log to the folder `tensorboard` in `out`.
         on_step: called after every optimiser step.
+        on_case: called as (cases read, cases in all) before the first step.
+        on_note: told of what is unusual in the data.
 
     Raises:
         UsageError: the folder already holds a run and `resume` is off, or its plan differs; a batch that cannot be
             shared by the processes.
-        DataError: no usable case, a loss that is not finite, or a disk that takes no checkpoint.
+        DataError: a case that cannot be used, no foreground in any, a loss that is not finite, or a disk that takes
+            no checkpoint. All cases are read before the first step, those for validation too.
+        TargetUnavailableError: `tensorboard` without the package.
         CheckpointError: the saved state is damaged or of another network.
     """
     plan.check_split(team.size)
@@ -87,14 +98,22 @@ def train(
         net = start_network(task, plan.seed)
     if hasattr(net, "checkpoint_gradients"):
         net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
+    if plan.fused and not use_cuda_block(net):
+        on_note("no block of this network fits our operator; it computes with PyTorch's")
     stepper = Stepper(net.to(device).train(), plan, device, team)
     if objective is None:
         objective = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
-    source = BatchSource([_prepare(case, task) for case in dataset.training], plan, team)
+    if tensorboard:
+        check_tensorboard()
+    source = BatchSource(_prepare_all(dataset, task, team, on_case), plan, team)
+    for note in source.notes(task.labels, validated=bool(dataset.validation)):
+        on_note(note)
     team.barrier()  # every process has looked at the folder before the first one changes it
     if team.leads:
-        folder.begin()
+        folder.begin(task, dataset)
     counters = _resume(folder, stepper)
+    board = Board(out, folder.history()) if tensorboard and team.leads else None
+    peak = PeakOfStep(device)
 
     clock = time.monotonic() - counters.seconds
     losses: list[float] = []
@@ -114,7 +133,9 @@ def train(
             counters.seconds = time.monotonic() - clock
             if team.leads:
                 entry = {"step": counters.step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate}
-                _save(folder, stepper, counters, entry, validation)
+                saved = _save(folder, stepper, counters, {**entry, "memory_mb": peak.mb()}, validation)
+                if board is not None:
+                    board.epoch(saved)
             losses.clear()
         on_step(
             Progress(
@@ -128,6 +149,8 @@ def train(
             )
         )
 
+    if board is not None:
+        board.close()
     team.barrier()  # the last checkpoint is written
     return _finished(net, task, folder, plan)
 
@@ -148,15 +171,17 @@ def _save(
     counters: Counters,
     entry: Mapping[str, object],
     validation: dict[str, float] | None,
-) -> None:
-    """What a finished epoch leaves: the best weights where it was best, a line in the log, the last state."""
+) -> dict[str, object]:
+    """What a finished epoch leaves: the best weights where it was best, the line in the log, the last state."""
     found = [value for value in (validation or {}).values() if not math.isnan(value)]
     mean = float(np.mean(found)) if found else None
     if mean is not None and mean > counters.best:
         counters.best = mean
         folder.save(BEST, stepper.state(), counters)
-    folder.log({**entry, "seconds": counters.seconds, "dice": mean, "dice_per_class": validation})
+    line = {**entry, "seconds": counters.seconds, "dice": mean, "dice_per_class": validation}
+    folder.log(line)
     folder.save(LAST, stepper.state(), counters)
+    return line
 
 
 def _finished(net: nn.Module, task: Task, folder: RunFolder, plan: TrainingPlan) -> LoadedModel:
@@ -168,10 +193,27 @@ def _finished(net: nn.Module, task: Task, folder: RunFolder, plan: TrainingPlan)
     return LoadedModel(net=net, task=task, source=Source(format="mednext-edge run", file=name, sha256=""))
 
 
-def _prepare(case: Case, task: Task) -> Prepared:
+def _prepare_all(dataset: Dataset, task: Task, team: Team, on_case: Callable[[int, int], None]) -> list[Prepared]:
+    """The training cases, once those for validation have been looked at: a broken file shows before the first step."""
+    held = team.share(dataset.validation)
+    total = len(held) + len(dataset.training)
+    for done, case in enumerate(held, 1):
+        _prepare(case, task, "validation")
+        on_case(done, total)
+    prepared = []
+    for done, case in enumerate(dataset.training, len(held) + 1):
+        prepared.append(_prepare(case, task))
+        on_case(done, total)
+    return prepared
+
+
+def _prepare(case: Case, task: Task, use: str = "training") -> Prepared:
     if case.labels is None:
-        raise DataError(f"training case {case.name} has no labels")
-    prepared = prepare(case.image(), task.preprocessing, case.labels())
+        raise DataError(f"{use} case {case.name} has no labels")
+    try:
+        prepared = prepare(case.image(), task.preprocessing, case.labels())
+    except DataError as error:
+        raise error if case.name in str(error) else DataError(f"{use} case {case.name}: {error}") from error
     assert prepared.labels is not None
     if int(prepared.labels.max(initial=0)) >= task.model.classes:
         raise DataError(f"{case.name} holds the label {int(prepared.labels.max())}; the dataset names {task.labels}")

@@ -24,23 +24,25 @@ class Sample:
     Attributes:
         image: [C, Z, Y, X] float32; may be mapped from a file.
         labels: [Z, Y, X].
-        places: for each foreground class that occurs some of its voxels, [n, 3].
+        classes: the foreground classes that occur.
+        places: some voxels of each of them, [n, 3].
     """
 
     image: Array
     labels: Array
+    classes: tuple[int, ...]
     places: tuple[NDArray[np.int32], ...]
 
     @classmethod
     def of(cls, image: Array, labels: Array, rng: np.random.Generator) -> Sample:
         places = []
-        values = np.flatnonzero(np.bincount(labels.ravel()))
-        for value in values[values > 0]:
+        classes = tuple(int(v) for v in np.flatnonzero(np.bincount(labels.ravel())) if v)
+        for value in classes:
             found = np.flatnonzero(labels == value)
             if len(found) > MOST_PLACES:
                 found = np.sort(rng.choice(found, MOST_PLACES, replace=False))
             places.append(np.stack(np.unravel_index(found, labels.shape), axis=1).astype(np.int32))
-        return cls(image, labels, tuple(places))
+        return cls(image, labels, classes, tuple(places))
 
 
 def choose_centre(

@@ -16,7 +16,7 @@ from mednext_edge.registry import unknown_name
 
 Amp = Literal["auto", "fp32", "bf16", "fp16"]
 Keep = Literal["best", "last"]
-EXECUTION = frozenset({"accumulate", "checkpoint_gradients", "compile", "workers"})
+EXECUTION = frozenset({"accumulate", "checkpoint_gradients", "compile", "fused", "workers"})
 """Fields that a resumed run may change."""
 
 
@@ -41,9 +41,10 @@ class TrainingPlan:
         accumulate: parts into which each batch is cut to save memory; their gradients are added up.
         checkpoint_gradients: compute activations again in the backward pass instead of keeping them.
         compile: the network through torch.compile.
+        fused: the blocks through our own operators, which on CUDA run our kernels (`fusion.cuda_block`).
         workers: processes that prepare batches; 0 for a thread of this one.
 
-    The last four change how fast and in how much memory a run computes, not what (up to rounding), so that a run may
+    The last five change how fast and in how much memory a run computes, not what (up to rounding), so that a run may
     be resumed with others; see `EXECUTION`.
     """
 
@@ -72,6 +73,7 @@ class TrainingPlan:
     accumulate: int = 1
     checkpoint_gradients: bool = False
     compile: bool = False
+    fused: bool = False
     workers: int = 0
 
     def __post_init__(self) -> None:

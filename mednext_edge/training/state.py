@@ -1,8 +1,8 @@
 """The run folder: plan, log, and checkpoints that survive a kill at any moment.
 
-`plan.json` is the recipe, `log.jsonl` one line an epoch, `last.pt` the newest whole epoch (weights,
-optimiser, counters), `best.pt` the best validated weights. Every file is written to a temporary name
-and renamed.
+`plan.json` is the recipe, `subject.json` the task and the cases' names, `log.jsonl` one line an epoch,
+`last.pt` the newest whole epoch (weights, optimiser, counters), `best.pt` the best validated weights.
+Every file is written to a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mednext_edge.data.dataset import Dataset
 from mednext_edge.errors import CheckpointError, DataError, UsageError
+from mednext_edge.task import Task
 from mednext_edge.training.plan import EXECUTION, TrainingPlan
 
-LAST, BEST, PLAN, LOG = "last.pt", "best.pt", "plan.json", "log.jsonl"
+LAST, BEST, PLAN, SUBJECT, LOG = "last.pt", "best.pt", "plan.json", "subject.json", "log.jsonl"
 
 
 @dataclass
@@ -61,10 +63,29 @@ class RunFolder:
                     "resume with the same options, or choose another --out"
                 )
 
-    def begin(self) -> None:
-        """Create the folder and write the plan, where they are not there."""
+    def begin(self, task: Task, dataset: Dataset) -> None:
+        """Create the folder and write what is run, where it is not there.
+
+        Raises:
+            UsageError: the run is of another task, or of other cases.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        subject = {
+            "task": task.model_dump(mode="json"),
+            "training": [case.name for case in dataset.training],
+            "validation": [case.name for case in dataset.validation],
+        }
+        if (self.path / SUBJECT).exists():
+            before = json.loads((self.path / SUBJECT).read_text())
+            changed = [k for k, v in json.loads(json.dumps(subject)).items() if before.get(k) != v]
+            if changed:
+                raise UsageError(
+                    f"{self.path} was started on other data ({', '.join(changed)} differ); resume with the same data "
+                    "and folds, or choose another --out"
+                )
+        elif not (self.path / PLAN).exists():
+            self._write(SUBJECT, (json.dumps(subject, indent=2) + "\n").encode())
         if not (self.path / PLAN).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
             self._write(PLAN, _dump(self._plan).encode())
 
     def restore(self) -> tuple[Mapping[str, Any] | None, Counters]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Literal
 
 import nibabel as nib
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.data.recipe import prepare
@@ -14,6 +17,7 @@ from mednext_edge.models.config import mednext_config
 from mednext_edge.models.families import describe_mednext
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
+from mednext_edge.training.fingerprint import ForegroundIntensities, choose_spacing
 from mednext_edge.training.plan import TrainingPlan
 
 # nnU-Net's rule: images that shrink to less than this when cropped to what is not zero have been masked by somebody,
@@ -22,31 +26,68 @@ MASKED_BELOW = 0.75
 LOOKED_AT = 25
 
 
-def plan_preprocessing(dataset: Dataset, *, masked: bool | None = None) -> Preprocessing:
-    """Per-case z-score on the stored grid, over the non-zero voxels alone where the images are masked.
+def plan_preprocessing(
+    dataset: Dataset, *, masked: bool | None = None, spacing: tuple[float, ...] | Literal["plan", "own"] = "plan"
+) -> Preprocessing:
+    """The preprocessing by nnU-Net's rules, from at most 25 of the data set's images.
 
     Images are turned to the orientation that most of the training images have, so that one stored the other way
-    round looks to the network as those do.
+    round looks to the network as those do. CT (by the channel's name) is clipped and normalised with the statistics
+    of the foreground; everything else is z-scored image by image, over the non-zero voxels alone where the images are
+    masked.
 
     Args:
-        dataset: up to 25 of its training images are read.
+        dataset: images, and labels where a channel is CT.
         masked: whether the z-score looks at the non-zero voxels alone; None decides by nnU-Net's rule.
+        spacing: voxel size in mm (z, y, x) after turning; `own` leaves every image's as it is, `plan` takes nnU-Net's
+            choice where the images differ (`training.fingerprint`).
 
     Raises:
         DataError: an image cannot be read.
     """
     plain = Preprocessing(normalization=(Normalization(scheme="zscore"),) * len(dataset.channels))
-    kept, orientations = [], Counter[str]()
+    ct = {c: ForegroundIntensities() for c, name in enumerate(dataset.channels) if name.lower() == "ct"}
+    kept, affines, shapes = [], [], []
     for case in dataset.training[:: max(1, len(dataset.training) // LOOKED_AT)][:LOOKED_AT]:
         image = case.image()
-        orientations["".join(nib.aff2axcodes(image.affine))] += 1
+        affines.append(image.affine)
+        shapes.append(image.spatial)
         kept.append(math.prod(prepare(image, plain).image.shape[1:]) / math.prod(image.spatial))
+        for channel, intensities in ct.items():
+            if case.labels is not None and (labels := case.labels().array).shape == image.spatial:
+                intensities.add(image.array[channel], labels)
     if masked is None:
         masked = bool(kept) and sorted(kept)[len(kept) // 2] < MASKED_BELOW
+    codes = Counter("".join(nib.aff2axcodes(affine)) for affine in affines)
+    orientation = codes.most_common(1)[0][0] if codes else None
+    zscore = Normalization(scheme="zscore", masked=masked)
+    if spacing == "plan":
+        turned = [_turned(affine, shape, orientation) for affine, shape in zip(affines, shapes, strict=True)]
+        target = choose_spacing(*zip(*turned, strict=True)) if turned else None
+    else:
+        target = None if spacing == "own" else tuple(spacing)
     return Preprocessing(
-        orientation=orientations.most_common(1)[0][0] if orientations else None,
-        normalization=(Normalization(scheme="zscore", masked=masked),) * len(dataset.channels),
+        orientation=orientation,
+        normalization=tuple(
+            (ct[c].normalization() if c in ct else None) or zscore for c in range(len(dataset.channels))
+        ),
+        spacing=target,
     )
+
+
+def _turned(
+    affine: NDArray[np.float64], shape: tuple[int, ...], orientation: str | None
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Spacing in mm and shape, (z, y, x), once an image is turned."""
+    own = nib.orientations.io_orientation(affine)
+    wanted = own if orientation is None else nib.orientations.axcodes2ornt(tuple(orientation))
+    turn = nib.orientations.ornt_transform(own, wanted)
+    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    spacing, voxels = [0.0] * 3, [0] * 3
+    for axis in range(3):
+        spacing[2 - int(turn[axis, 0])] = float(sizes[axis])
+        voxels[2 - int(turn[axis, 0])] = shape[2 - axis]
+    return tuple(spacing), tuple(voxels)
 
 
 def make_task(dataset: Dataset, plan: TrainingPlan, preprocessing: Preprocessing) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,62 @@ def test_upkern(edge: Cli, dataset: Path, tmp_path: Path) -> None:
     both = edge("train", dataset, *SHORT, "-o", tmp_path / "b", "--init", small, "--upkern-from", small)
     assert (both.code, "one of them" in both.err) == (2, True)
     assert not (tmp_path / "b").exists()
+
+
+def test_plan_only_shows_the_plan_and_writes_nothing(edge: Cli, dataset: Path, tmp_path: Path) -> None:
+    done = edge("train", dataset, "-o", tmp_path / "run", "--plan-only", "--json", "--spacing", 1.5, 1, 1)
+    assert done.code == 0, done.err
+    assert done.json["plan"]["batch"] == 2
+    assert done.json["task"]["preprocessing"]["spacing"] == [1.5, 1.0, 1.0]
+    assert done.json["memory"]["estimated_bytes"] > 1e8
+    assert "patch" in done.err and "GB" in done.err
+    assert not (tmp_path / "run").exists()
+    own = edge("train", dataset, "-o", tmp_path / "run", "--plan-only", "--json", "--patch", 512, 512, 512)
+    assert own.json["task"]["preprocessing"]["spacing"] is None  # all images are on one grid
+    assert "the memory may not do" in own.err
+
+
+@pytest.mark.slow
+def test_cross_validation(edge: Cli, dataset: Path, tmp_path: Path) -> None:
+    out, splits = tmp_path / "run", tmp_path / "splits.json"
+    names = [f"case{i}" for i in range(6)]
+    splits.write_text(json.dumps([{"train": names[:3], "val": names[3:]}, {"train": names[3:], "val": names[:3]}]))
+    command = ("train", dataset, *SHORT, "-o", out, "--cross-validate", "--splits", splits)
+    done = edge(*command, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["folds"], sorted(row["case"] for row in done.json["per_case"])) == (2, names)
+    assert json.loads((out / "cross-validation.json").read_text()) == {
+        name: done.json[name] for name in ("folds", "summary", "per_case")
+    }
+    low, high = done.json["summary"]["dice"]["one"]["ci95"]
+    assert low <= done.json["summary"]["dice"]["one"]["mean"] <= high
+    whole = load(out)
+    assert whole.task.model.config["members"] == 2
+    x = torch.randn(1, 1, 32, 16, 16)
+    with torch.no_grad():
+        parts = [load(out / f"fold_{k}").net(x).softmax(1) for k in (0, 1)]
+        torch.testing.assert_close(whole.net(x).softmax(1), sum(parts) / 2, rtol=1e-3, atol=1e-5)
+    # One fold alone is the same run.
+    one = edge("train", dataset, *SHORT, "-o", out / "fold_1", "--fold", 1, "--splits", splits, "--resume", "--json")
+    assert one.code == 0, one.err
+    everything = edge("train", dataset, *SHORT, "-o", tmp_path / "all", "--fold", "all", "--json")
+    assert (everything.code, everything.json["best"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--fold", "9"], 1, "found fold 9; expected 0 to 4"),
+        (["--fold", "first"], 2, "a number from 0 on, or all"),
+        (["--fold", "0", "--cross-validate"], 2, "give one of them"),
+        (["--splits", "/nowhere.json", "--fold", "0"], 1, "/nowhere.json"),
+        (["--spacing", "wide"], 2, "sizes in mm"),
+        (["--batch", "3", "--accumulate", "2"], 2, "cannot be cut"),
+        (["--ema", "1"], 2, "EMA"),
+        (["--keep", "first"], 2, "weights to keep"),
+    ],
+)
+def test_more_wrong_requests(edge: Cli, dataset: Path, tmp_path: Path, flags: list[str], code: int, words: str) -> None:
+    done = edge("train", dataset, "--epochs", 1, "--steps", 1, "--patch", 32, 16, 16, "-o", tmp_path / "run", *flags)
+    assert (done.code, words in done.err) == (code, True), done.err
+    assert not (tmp_path / "run").exists()

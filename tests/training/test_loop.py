@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mednext_edge.checkpoints import load, save
 from mednext_edge.data.dataset import Case, Dataset
-from mednext_edge.data.volume import Volume
+from mednext_edge.data.volume import Volume, read_image
 from mednext_edge.errors import CheckpointError, DataError, UsageError
 from mednext_edge.models.families import build
 from mednext_edge.models.loaded import LoadedModel, Source
@@ -287,12 +287,72 @@ def test_averaged_weights_are_judged_kept_and_resumed(dataset: Dataset, task: Ta
 
 
 def test_resume_from_the_checkpoint_of_another_network(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    """A checkpoint that was copied into the folder."""
     train(dataset, task, plan(), tmp_path / "run")
-    other = task_for(dataset, channels=8)
-    with pytest.raises(CheckpointError, match=r"last\.pt: .*another network.*`stem\.weight` has shape \(4, .*\(8, "):
-        train(dataset, other, plan(), tmp_path / "run", resume=True)
-    with pytest.raises(CheckpointError, match=r"\.grn_beta` is only in the plan"):
-        train(dataset, task_for(dataset, grn=True), plan(), tmp_path / "run", resume=True)
+    for name, changes, words in (
+        ("wide", {"channels": 8}, r"`stem\.weight` has shape \(8, .*\(4, "),
+        ("grn", {"grn": True}, r"\.grn_beta` is only in the checkpoint"),
+    ):
+        train(dataset, task_for(dataset, **changes), plan(), tmp_path / name)
+        shutil.copy(tmp_path / name / LAST, tmp_path / "run" / LAST)
+        with pytest.raises(CheckpointError, match=rf"last\.pt: .*another network.*{words}"):
+            train(dataset, task, plan(), tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="started on other data"):
+        train(dataset, task_for(dataset, channels=8), plan(), tmp_path / "run", resume=True)
+
+
+def test_a_broken_validation_case_shows_before_the_first_step(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"\x1f\x8b but no gzip")
+    held = Case("held", lambda: read_image(broken), dataset.validation[0].labels)
+    with pytest.raises(DataError, match=r"broken\.nii\.gz cannot be read"):
+        train(replace(dataset, validation=(held,)), task, plan(), tmp_path / "run")
+    elsewhere = Case("held", dataset.validation[0].image, lambda: volume(labels=True))
+    with pytest.raises(DataError, match="validation case held: found labels of shape"):
+        train(replace(dataset, validation=(elsewhere,)), task, plan(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_unusual_is_said(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    only = replace(dataset, training=(case("a", volume(), volume(labels=True, highest=1)),), validation=())
+    notes: list[str] = []
+    read: list[tuple[int, int]] = []
+    model = train(only, task, plan(epochs=1), tmp_path / "run", on_note=notes.append, on_case=lambda *n: read.append(n))
+    assert [note.split(":")[0] for note in notes] == [
+        "the label `two` is in no training case",
+        "there is one training case alone",
+        "there is no case to validate on",
+    ]
+    assert read == [(1, 1)]
+    assert same(weights(model), torch.load(tmp_path / "run" / LAST)["network_weights"])
+    empty = case("a", volume(), volume(labels=True, highest=0))
+    with pytest.raises(DataError, match="no training case has a voxel of foreground"):
+        train(replace(dataset, training=(empty,)), task, plan(), tmp_path / "empty")
+
+
+def test_through_our_operators(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    """Our operators compute with PyTorch's on a CPU, so that the run is the same up to rounding."""
+    chosen = plan(keep="last")
+    plain = train(dataset, task, chosen, tmp_path / "plain")
+    fused = train(dataset, task, replace(chosen, fused=True), tmp_path / "fused")
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(fused)[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_tensorboard_holds_the_log(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    train(dataset, task, plan(epochs=3), out, tensorboard=True)
+    train(dataset, task, plan(epochs=3), out, tensorboard=True, resume=True)  # a finished run's is written anew
+    found = EventAccumulator(str(out / "tensorboard"))
+    found.Reload()
+    history = RunFolder(out, plan(epochs=3), resume=True).history()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [
+        (e["step"], pytest.approx(e["loss"])) for e in history
+    ]
+    assert {"dice/one", "dice/mean", "learning rate", "peak memory, MB"} <= set(found.Tags()["scalars"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, task: Task, tmp_path: Path) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mednext_edge.data.dataset import Case, Dataset
+from mednext_edge.data.volume import Volume
 from mednext_edge.errors import CheckpointError, DataError, UsageError
 from mednext_edge.training.plan import TrainingPlan
-from mednext_edge.training.state import BEST, LAST, LOG, PLAN, Counters, RunFolder
+from mednext_edge.training.state import BEST, LAST, LOG, PLAN, SUBJECT, Counters, RunFolder
 
-from .blobs import plan
+from .blobs import plan, task_for
+
+DATA = Dataset("d", (Case("a", lambda: Volume(np.zeros(1), np.eye(4))),), (), {"background": 0, "one": 1}, ("T1",))
+TASK = task_for(DATA)
 
 
 class Run:
@@ -34,7 +41,7 @@ class Run:
         )
 
     def restore(self, folder: RunFolder) -> Counters:
-        folder.begin()
+        folder.begin(TASK, DATA)
         state, counters = folder.restore()
         if state is not None:
             self.net.load_state_dict(state["network_weights"])
@@ -56,7 +63,7 @@ def test_nothing_is_written_before_the_run_starts(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "deep" / "run", plan(), resume=False)
     assert not names(tmp_path)
     assert Run().restore(folder) == Counters(step=0, seconds=0.0, best=-1.0)
-    assert names(tmp_path / "deep" / "run") == {PLAN}
+    assert names(tmp_path / "deep" / "run") == {PLAN, SUBJECT}
     assert TrainingPlan(**json.loads((tmp_path / "deep" / "run" / PLAN).read_text())) == plan()
 
 
@@ -80,6 +87,19 @@ def test_a_plan_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run", plan(), resume=True)
     with pytest.raises(UsageError, match=r"another plan \(start differ\)"):
         RunFolder(tmp_path / "run", plan(start="upkern:1"), resume=True)
+
+
+def test_another_task_or_other_cases_are_refused(tmp_path: Path) -> None:
+    started(tmp_path)
+    folder = RunFolder(tmp_path, plan(), resume=True)
+    folder.begin(TASK, DATA)
+    more = replace(DATA, validation=(Case("b", DATA.training[0].image),))
+    with pytest.raises(UsageError, match=r"started on other data \(validation differ\)"):
+        folder.begin(TASK, more)
+    with pytest.raises(UsageError, match=r"other data \(task differ\)"):
+        folder.begin(task_for(DATA, channels=8), DATA)
+    (tmp_path / SUBJECT).unlink()  # a run of an earlier version has none
+    folder.begin(TASK, more)
 
 
 def test_resume_of_nothing_starts(tmp_path: Path) -> None:
@@ -111,7 +131,7 @@ def test_no_temporary_file_stays(tmp_path: Path) -> None:
     run.save(folder, LAST, Counters())
     run.save(folder, BEST, Counters())
     folder.log({"step": 1})
-    assert names(tmp_path) == {PLAN, LAST, BEST, LOG}
+    assert names(tmp_path) == {PLAN, SUBJECT, LAST, BEST, LOG}
 
 
 def test_a_failed_write_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +147,7 @@ def test_a_failed_write_leaves_the_last_state(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match=r"last\.pt cannot be written: No space left on device .* go on with --resume"):
         run.save(folder, LAST, Counters(step=2))
     assert (tmp_path / LAST).read_bytes() == before
-    assert names(tmp_path) == {PLAN, LAST}
+    assert names(tmp_path) == {PLAN, SUBJECT, LAST}
 
 
 def test_best_weights_are_those_of_the_last_epoch_without_validation(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Patch and batch of a run, from the images and the memory of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mednext_edge.data.dataset import Dataset
+from mednext_edge.data.recipe import prepare
+from mednext_edge.task import ModelSpec, Preprocessing
+from mednext_edge.training.memory import StepMemory, free_memory, plan_size, step_memory
+from mednext_edge.training.plan import TrainingPlan
+from mednext_edge.training.precision import choose_amp
+from mednext_edge.training.task import LOOKED_AT, make_task
+
+LOOKED = {2: (64, 64), 3: (32, 32, 32)}
+"""Patches at which the memory of a voxel is taken."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A plan, the bytes its step is estimated to take in one process, and the bytes it may."""
+
+    plan: TrainingPlan
+    memory: StepMemory
+    needed: int
+    usable: int
+
+    @property
+    def memory_json(self) -> dict[str, int]:
+        return {"estimated_bytes": self.needed, "usable_bytes": self.usable}
+
+
+def size_run(
+    dataset: Dataset,
+    recipe: Preprocessing,
+    planned: Callable[..., TrainingPlan],
+    *,
+    size: tuple[int, ...] | None,
+    batch: int | None,
+    device: str,
+    processes: int = 1,
+    spec: ModelSpec | None = None,
+) -> Sized:
+    """The plan with its patch and batch.
+
+    Args:
+        dataset: at most 25 of its training images are read where `size` is not given.
+        recipe: their preprocessing.
+        planned: the plan, still without `patch`, `batch` and `mirror_axes`.
+        size, batch: what is wanted; None plans it.
+        device: whose memory counts.
+        processes: that share a batch.
+        spec: the network, where it is not the plan's.
+
+    Raises:
+        UsageError: a plan that cannot be.
+    """
+    dims = len(size) if size else 3
+    trial = planned(patch=LOOKED[dims], batch=processes * planned.keywords["accumulate"], mirror_axes=())  # type: ignore[attr-defined]
+    half = choose_amp(trial.amp, device) is not None
+    if spec is None:
+        spec = make_task(dataset, trial, recipe).model
+    memory = step_memory(spec, trial.patch, half=half, checkpointed=trial.checkpoint_gradients, ema=trial.ema > 0)
+    usable = free_memory(device)
+    parts = processes * trial.accumulate
+    shapes = [size] if size else _shapes(dataset, recipe)
+    patch, chosen = plan_size(
+        shapes,
+        memory,
+        trial.patch,
+        usable,
+        batch=batch,
+        parts=parts,
+        cases=len(dataset.training),
+        grow=device.startswith("cuda") and size is None,
+    )
+    patch = size or patch
+    plan = replace(trial, patch=patch, batch=chosen, mirror_axes=tuple(range(len(patch))))
+    whole = step_memory(spec, patch, half=half, checkpointed=plan.checkpoint_gradients, ema=plan.ema > 0)
+    return Sized(plan, whole, whole.of(max(1, plan.batch // parts)), usable)
+
+
+def _shapes(dataset: Dataset, recipe: Preprocessing) -> list[tuple[int, ...]]:
+    some = dataset.training[:: max(1, len(dataset.training) // LOOKED_AT)][:LOOKED_AT]
+    return [prepare(case.image(), recipe).image.shape[1:] for case in some]
