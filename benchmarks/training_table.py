@@ -10,7 +10,7 @@ epoch, so that a machine's mood meets all alike. A run that was stopped goes on 
 the validation set is segmented by sliding window with the weights of the last epoch, and Dice and surface Dice at
 1 mm are tabled with bootstrap intervals over the cases, and with the paired difference to S k5 from scratch.
 
-PlainConvUNet needs `pip install dynamic-network-architectures`.
+PlainConvUNet needs `pip install -c constraints.txt dynamic-network-architectures`.
 """
 
 from __future__ import annotations

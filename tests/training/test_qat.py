@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint: LoadedModel, dat
 
 def test_thresholds_of_another_network_are_refused(checkpoint: LoadedModel, dataset: Dataset, tmp_path: Path) -> None:
     begin(checkpoint, dataset, tmp_path)
-    RunFolder(tmp_path, in_int8(checkpoint), resume=False).begin()
+    RunFolder(tmp_path, in_int8(checkpoint), resume=False).begin(checkpoint.task, dataset)
     (tmp_path / FILE).write_text('{"weight_levels": 63, "thresholds": {"encoder.7": 1.0}}')
     with pytest.raises(CheckpointError, match="another network"):
         begin(checkpoint, dataset, tmp_path, resume=True)
