@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from mednext_edge.errors import ExportError
-from mednext_edge.models.families import FAMILIES
+from mednext_edge.models.families import FAMILIES, for_inference
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.runtime.session import Session
 from mednext_edge.runtime.torch_session import TorchSession
 
@@ -32,9 +31,7 @@ def baseline_session(model: LoadedModel, patch: tuple[int, ...]) -> Session:
     from mednext_edge.runtime.onnx_session import OnnxSession
 
     torch_session = TorchSession.of(model)
-    net = copy.deepcopy(model.net).eval()
-    if isinstance(net, MedNeXt):
-        net.do_ds = False
+    net = for_inference(copy.deepcopy(model.net))
     spec = model.task.model
     small = tuple(min(n, 2 * FAMILIES[spec.family].divisor(spec)) for n in patch)
     x = np.random.default_rng(0).normal(size=(1, spec.in_channels, *small)).astype(np.float32)

@@ -6,9 +6,12 @@ are in array order, which is (z, y, x) of the NIfTI grid as nnU-Net reads it; 2-
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Size = TypeVar("Size", bound=int | None)
 
 
 class Frozen(BaseModel):
@@ -18,8 +21,14 @@ class Frozen(BaseModel):
 
 
 class ModelSpec(Frozen):
-    """Which network; `config` is the full configuration that the family's builder takes."""
+    """Which network; `config` is the full configuration that the family's builder takes.
 
+    Attributes:
+        kind: `segmentation` answers with logits of every pixel or voxel, `classification` with those of the image.
+        classes: output channels; a single one is the logit of class 1, that of class 0 being 0.
+    """
+
+    kind: Literal["segmentation", "classification"] = "segmentation"
     family: str
     variant: str
     kernel_size: int
@@ -28,6 +37,15 @@ class ModelSpec(Frozen):
     classes: int = Field(ge=1)
     parameters: int = Field(ge=0)
     config: dict[str, Any]
+
+    @property
+    def labels(self) -> int:
+        """How many classes are told apart: those of the output, or two with a single logit."""
+        return max(2, self.classes)
+
+    def output_shape(self, spatial: Sequence[Size]) -> tuple[int | Size, ...]:
+        """Of the logits for one input of this spatial size, without the batch."""
+        return (self.classes, *(spatial if self.kind == "segmentation" else ()))
 
 
 class Normalization(Frozen):
@@ -55,6 +73,8 @@ class Preprocessing(Frozen):
     """nnU-Net's recipe from file to network input, in this order.
 
     Attributes:
+        colour: how the network takes photographs: three channels in this order, or one of luminance. Images of one
+            channel are then repeated, those of three are weighted (ITU-R BT.601). None takes the channels as they are.
         orientation: axis codes of the file's (x, y, z) axes to turn the image to first, such as
             `RAS`; None keeps the stored axes, as nnU-Net does.
         transpose: permutation of the (z, y, x) axes.
@@ -63,17 +83,20 @@ class Preprocessing(Frozen):
         normalize_after_resampling: nnU-Net v1 normalises the resampled image (True), v2 resamples the
             normalised one (False).
         spacing: target voxel size in mm, after `transpose`; None keeps the image's own.
+        size: (y, x) that every image of a 2-D network is stretched to, whatever its shape; in place of `spacing`.
         image_order, label_order: spline orders of the resampling.
         anisotropy_threshold: ratio of largest to smallest spacing above which the coarse axis is
             resampled apart, with nearest neighbours (nnU-Net: 3).
     """
 
+    colour: Literal["RGB", "BGR", "grey"] | None = None
     orientation: str | None = None
     transpose: tuple[int, ...] = (0, 1, 2)
     crop_nonzero: bool = True
     normalization: tuple[Normalization, ...] = (Normalization(),)
     normalize_after_resampling: bool = False
     spacing: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
     image_order: int = Field(default=3, ge=0, le=5)
     label_order: int = Field(default=1, ge=0, le=5)
     anisotropy_threshold: float = Field(default=3.0, ge=1)
@@ -99,6 +122,17 @@ class Preprocessing(Frozen):
             raise ValueError(f"{spacing} is no voxel size in mm")
         return spacing
 
+    @model_validator(mode="after")
+    def _one_size(self) -> Preprocessing:
+        if self.size is not None and (self.spacing is not None or min(self.size) < 1):
+            raise ValueError(
+                f"found the size {self.size} and the spacing {self.spacing}; expected one of them, above 0"
+            )
+        channels = 1 if self.colour == "grey" else 3
+        if self.colour is not None and len(self.normalization) != channels:
+            raise ValueError(f"found {len(self.normalization)} normalisations for {self.colour}; expected {channels}")
+        return self
+
 
 class Inference(Frozen):
     """The sliding window: patch, step as a fraction of the patch, mirror axes, what is averaged.
@@ -121,7 +155,7 @@ class Task(Frozen):
     preprocessing: Preprocessing
     inference: Inference
     labels: dict[str, int]
-    """Name to value; `background` is 0, values are 0..classes-1 without gaps."""
+    """Name to value, without gaps from 0; in a segmentation 0 is the background."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -132,6 +166,8 @@ class Task(Frozen):
             raise ValueError(
                 f"{len(self.preprocessing.normalization)} normalisations for {self.model.in_channels} channels"
             )
-        if sorted(self.labels.values()) != list(range(self.model.classes)):
-            raise ValueError(f"labels {self.labels} do not number {self.model.classes} classes from 0")
+        if self.preprocessing.size is not None and dims != 2:
+            raise ValueError(f"the size {self.preprocessing.size} is for 2-D networks, this one is {dims}-D")
+        if sorted(self.labels.values()) != list(range(self.model.labels)):
+            raise ValueError(f"labels {self.labels} do not number {self.model.labels} classes from 0")
         return self

@@ -17,7 +17,7 @@ __all__ = ["FORMATS", "Format", "load", "save"]
 def load(
     path: str | Path, *, patch: tuple[int, ...] | None = None, labels: dict[str, int] | None = None
 ) -> LoadedModel:
-    """Read any checkpoint of a MedNeXt.
+    """Read any checkpoint of a network that `models` has.
 
     Args:
         path: a weights file, a fold or trainer folder of nnU-Net v1 or v2, a folder of ours, or `demo:NAME`.
@@ -28,7 +28,7 @@ def load(
         The network in eval mode with its task; `notes` say what the file left open.
 
     Raises:
-        CheckpointError: unreadable, unsafe, incomplete, or not a MedNeXt.
+        CheckpointError: unreadable, unsafe, incomplete, or of another network.
         IntegrityError: weights of ours whose digest does not match.
         UnknownNameError: no such demo model.
         UsageError: a patch or labels that do not fit the network.

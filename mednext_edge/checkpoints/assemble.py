@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mednext_edge.checkpoints.candidate import Candidate
-from mednext_edge.checkpoints.state import build_network, mednext_spec
+from mednext_edge.checkpoints.state import build_network, network_spec
 from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
@@ -40,7 +40,7 @@ def assemble(candidate: Candidate, format_name: str, recipe: Recipe) -> LoadedMo
     Raises:
         CheckpointError: tensors that do not fit, or a recipe for other channels, classes or dimensions.
     """
-    spec, assumed = mednext_spec(candidate.weights)
+    spec, assumed = network_spec(candidate.weights)
     net = build_network(spec, candidate.weights.tensors)
     patch, rounding = rounded(recipe.inference.patch, FAMILIES[spec.family].divisor(spec))
     task = make_task(candidate, recipe, spec, recipe.inference.model_copy(update={"patch": patch}))
@@ -126,7 +126,7 @@ def override(model: LoadedModel, patch: tuple[int, ...] | None, labels: dict[str
             )
         task = task.model_copy(update={"inference": task.inference.model_copy(update={"patch": patch})})
     if labels is not None:
-        if sorted(labels.values()) != list(range(task.model.classes)):
-            raise UsageError(f"found the labels {labels}; expected {task.model.classes} names numbered from 0")
+        if sorted(labels.values()) != list(range(task.model.labels)):
+            raise UsageError(f"found the labels {labels}; expected {task.model.labels} names numbered from 0")
         task = task.model_copy(update={"labels": dict(labels)})
     return replace(model, task=task)

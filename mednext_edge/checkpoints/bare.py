@@ -1,15 +1,14 @@
-"""A bare state_dict: weights that say nothing of images, so the task is the plainest one there is."""
+"""A bare state_dict: weights that say nothing of images, so the task is what its family is usually used for."""
 
 from __future__ import annotations
 
 from mednext_edge.checkpoints.assemble import Recipe, assemble
 from mednext_edge.checkpoints.candidate import Candidate
-from mednext_edge.checkpoints.state import find_tensors, mednext_spec
+from mednext_edge.checkpoints.dialects import DIALECTS
+from mednext_edge.checkpoints.state import find_tensors, network_spec
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.task import Inference, Normalization, Preprocessing
 
 NAME = "state-dict"
-DEFAULT_PATCH = 128
 
 
 def detect(candidate: Candidate) -> bool:
@@ -22,16 +21,14 @@ def detect(candidate: Candidate) -> bool:
 
 
 def read(candidate: Candidate) -> LoadedModel:
-    """Network from the tensors, z-score per channel, the image's own spacing, classes without names."""
-    spec, _ = mednext_spec(candidate.weights)
+    """Network from the tensors, images as the family's dialect assumes them, classes without names."""
+    spec, _ = network_spec(candidate.weights)
+    assumed = DIALECTS[candidate.weights.family].bare(spec)
     recipe = Recipe(
         name=candidate.file.stem,
-        preprocessing=Preprocessing(normalization=(Normalization(),) * spec.in_channels),
-        inference=Inference(patch=(DEFAULT_PATCH,) * spec.spatial_dims, mirror_axes=tuple(range(spec.spatial_dims))),
-        labels={"background": 0, **{f"class_{i}": i for i in range(1, spec.classes)}},
-        notes=(
-            "the file says nothing of images: assumed z-score per channel, no resampling, "
-            f"patch {DEFAULT_PATCH}, labels without names",
-        ),
+        preprocessing=assumed.preprocessing,
+        inference=assumed.inference,
+        labels={"background": 0, **{f"class_{i}": i for i in range(1, spec.labels)}},
+        notes=(assumed.note,),
     )
     return assemble(candidate, NAME, recipe)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mednext_edge.checkpoints.state import Weights, mednext_weights
+from mednext_edge.checkpoints.state import Weights, network_weights
 from mednext_edge.checkpoints.unpickle import LEGACY_MAGIC, ZIP_MAGIC, load_pickle, load_torch
 from mednext_edge.errors import CheckpointError
 
@@ -67,12 +67,12 @@ class Candidate:
 
     @cached_property
     def weights(self) -> Weights:
-        """The tensors as a MedNeXt's.
+        """The tensors as those of a network that is known.
 
         Raises:
-            CheckpointError: not a MedNeXt, or no usable weights.
+            CheckpointError: no such network, or no usable weights.
         """
-        return mednext_weights(self.content)
+        return network_weights(self.content)
 
     @cached_property
     def sha256(self) -> str:

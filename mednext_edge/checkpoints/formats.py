@@ -33,7 +33,12 @@ for _format in (
     Format(ours.NAME, "weights.safetensors with model.json (task, digest, provenance)", ours.detect, ours.read),
     Format(nnunet_v2.NAME, "nnU-Net v2 .pth, fold or trainer folder", nnunet_v2.detect, nnunet_v2.read),
     Format(nnunet_v1.NAME, "nnU-Net v1 .model, fold or trainer folder", nnunet_v1.detect, nnunet_v1.read),
-    Format(bare.NAME, "bare or wrapped state_dict, torch or safetensors, MIC or MONAI names", bare.detect, bare.read),
+    Format(
+        bare.NAME,
+        "bare or wrapped state_dict, torch or safetensors, of a MedNeXt (MIC or MONAI names) or CMUNeXt",
+        bare.detect,
+        bare.read,
+    ),
 ):
     FORMATS.add(_format.name, _format)
 

@@ -6,32 +6,31 @@ Every number is read off a tensor that is really there, so a file cannot ask for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from mednext_edge.checkpoints.keys import from_monai, layout_of
+from mednext_edge.checkpoints.shapes import Shapes
 from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.models.config import MedNeXtConfig
 
 NORM_NOTE = "norm type: group and layer norm have the same tensors; assumed group (one group a channel)"
 
 
-def infer_config(state: Mapping[str, Tensor]) -> tuple[MedNeXtConfig, tuple[str, ...]]:
-    """Variant, kernels, channels, classes, levels, GRN and heads of a state_dict, under either naming.
+def infer_config(state: Mapping[str, Tensor], layout: str) -> tuple[MedNeXtConfig, tuple[str, ...]]:
+    """Variant, kernels, channels, classes, levels, GRN and heads of a state_dict.
+
+    Args:
+        state: under the authors' names.
+        layout: whose names the file used: `mic` or `monai`.
 
     Returns:
         The configuration, and notes on what leaves no trace in the tensors and had to be assumed.
 
     Raises:
-        CheckpointError: not a MedNeXt, or a tensor whose shape no MedNeXt has.
+        CheckpointError: a tensor whose shape no MedNeXt has.
     """
-    layout = layout_of(state)
-    if layout is None:
-        raise CheckpointError(not_a_mednext(state))
-    if layout == "monai":
-        state = from_monai(state)
-    reader = _Shapes(state)
+    reader = Shapes(state)
     stem = reader.shape("stem.weight")
     if len(stem) not in (4, 5):
         raise CheckpointError(f"stem.weight has shape {stem}; expected 4 axes for a 2-D or 5 for a 3-D network")
@@ -71,65 +70,13 @@ def infer_config(state: Mapping[str, Tensor]) -> tuple[MedNeXtConfig, tuple[str,
     return config, tuple(notes)
 
 
-class _Shapes:
-    """Look-ups in a state_dict that name the tensor when it is not there or not possible."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self.state = state
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.state:
-            raise CheckpointError(f"the tensor `{name}` is missing; found {len(self.state)} others")
-        return tuple(self.state[name].shape)
-
-    def count(self, pattern: str, what: str) -> int:
-        """How many numbered parts there are; they must run from 0 without gaps."""
-        found = sorted({int(m[1]) for name in self.state if (m := re.match(pattern, name))})
-        if not found or found != list(range(len(found))):
-            raise CheckpointError(f"found {what} numbered {found[:8]}; expected 0, 1, 2, ... without gaps")
-        return len(found)
-
-    def first(self, names: Iterable[str], axis: int, bias: str) -> int:
-        """The length of an axis of the first tensor that is there, or of the bias."""
-        names = list(names)
-        for name in names:
-            if name in self.state and self.state[name].dim() > axis:
-                return int(self.state[name].shape[axis])
-        if bias in self.state and self.state[bias].dim() == 1:
-            return int(self.state[bias].shape[0])
-        raise CheckpointError(f"the tensors `{names[0]}` and `{bias}` are missing or have no axis {axis}")
-
-    def ratio(self, parts: list[str], width: int) -> int:
-        """Hidden width over width, from whichever block still has its expansion convolution."""
-        hidden = self.first((f"{p}.conv2.weight" for p in parts), axis=0, bias=f"{parts[0]}.conv2.bias")
-        if hidden % width or not hidden:
-            raise CheckpointError(
-                f"{parts[0]}.conv2.weight makes {hidden} channels out of {width}; expected a whole multiple"
-            )
-        return hidden // width
-
-    def kernel(self, stages: Iterable[str], resamplers: Iterable[str]) -> int:
-        names = [f"{stage}.0.conv1.weight" for stage in stages] + [f"{name}.conv1.weight" for name in resamplers]
-        return self.first(names, axis=2, bias="")
-
-
-_OTHERS = (
+OTHERS = (
     ("decoder.transpconvs.", "an nnU-Net v2 U-Net (PlainConvUNet or ResidualEncoderUNet)"),
     ("conv_blocks_context.", "an nnU-Net v1 U-Net (Generic_UNet)"),
     ("swinViT.", "a SwinUNETR"),
     ("vit.", "a UNETR"),
-    ("Up_conv5.", "a CMUNeXt or another U-Net of its kind"),
+    ("Up_conv5.", "a U-Net of the kind of CMUNeXt, but another one"),
     ("skip_layers.", "a MONAI DynUNet"),
     ("model.0.conv.", "a MONAI U-Net"),
 )
-
-
-def not_a_mednext(state: Mapping[str, Tensor]) -> str:
-    """What to say of tensors that are another network's."""
-    names = list(state)
-    guess = next((what for prefix, what in _OTHERS if any(n.startswith(prefix) for n in names)), None)
-    return (
-        f"this does not look like a MedNeXt{f' but like {guess}' if guess else ''}: found {len(names)} tensors "
-        f"such as {', '.join(f'`{n}`' for n in names[:4])}; expected `stem.weight`, `enc_block_0.0.conv1.weight`, ... "
-        "(or MONAI's `enc_stages.0.0.conv1.weight`)"
-    )
+"""How the tensors of well-known networks begin that are not read."""

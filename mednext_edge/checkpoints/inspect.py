@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mednext_edge.checkpoints.candidate import MODEL_JSON, locate
 from mednext_edge.checkpoints.demo import resolve
+from mednext_edge.checkpoints.dialects import DIALECTS
 from mednext_edge.checkpoints.formats import FORMATS, read
 from mednext_edge.checkpoints.ours import NAME, read_model_json
 from mednext_edge.checkpoints.state import find_tensors
@@ -22,7 +23,7 @@ class Inspection(Frozen):
         task: network, preprocessing, sliding window, labels.
         notes: what the file did not say, and what was assumed or chosen.
         tensors, tensor_parameters: how many tensors the file holds for networks, and their elements.
-        keys: whose tensor names the file has; None for another family's.
+        keys: whose tensor names the file has; None of a family that only our own files hold.
         dtypes: the types they are stored in, most frequent first.
         deep_supervision: whether there are heads at the lower levels.
         down_expansion: whose down-block rule the shapes follow: `mic`, `monai`, `both` or `custom`.
@@ -38,7 +39,7 @@ class Inspection(Frozen):
     notes: tuple[str, ...]
     tensors: int
     tensor_parameters: int
-    keys: Literal["mic", "monai"] | None
+    keys: str | None
     dtypes: tuple[str, ...]
     deep_supervision: bool
     down_expansion: str | None
@@ -68,7 +69,7 @@ def describe(path: str | Path) -> Inspection:
         notes=model.notes,
         tensors=len(tensors),
         tensor_parameters=sum(t.numel() for t in tensors.values()),
-        keys=candidate.weights.layout if model.task.model.family == "mednext" else None,
+        keys=candidate.weights.layout if model.task.model.family in DIALECTS else None,
         dtypes=tuple(sorted(set(names), key=names.count, reverse=True)),
         deep_supervision=bool(getattr(config, "deep_supervision", False)),
         down_expansion=getattr(config, "layout", None),

@@ -24,7 +24,7 @@ from mednext_edge.checkpoints.plans import (
     check_transpose,
     ct,
 )
-from mednext_edge.checkpoints.state import mednext_spec
+from mednext_edge.checkpoints.state import network_spec
 from mednext_edge.checkpoints.unpickle import load_pickle
 from mednext_edge.errors import CheckpointError
 from mednext_edge.models.loaded import LoadedModel
@@ -86,7 +86,7 @@ def read(candidate: Candidate) -> LoadedModel:
         UnsafePickleError: a pickle that asks for more than plain data.
     """
     trainer, init, plans = _plans(candidate.file)
-    spec, _ = mednext_spec(candidate.weights)
+    spec, _ = network_spec(candidate.weights)
     recipe = _recipe(candidate.file, trainer, init, plans, spec)
     return assemble(candidate, NAME, recipe)
 

@@ -21,7 +21,7 @@ from mednext_edge.checkpoints.plans import (
     check_transpose,
     ct,
 )
-from mednext_edge.checkpoints.state import mednext_spec
+from mednext_edge.checkpoints.state import network_spec
 from mednext_edge.errors import CheckpointError
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.registry import unknown_name
@@ -91,7 +91,7 @@ def read(candidate: Candidate) -> LoadedModel:
     Raises:
         CheckpointError: plans that are missing, incomplete, for another network, or for region-based training.
     """
-    spec, _ = mednext_spec(candidate.weights)
+    spec, _ = network_spec(candidate.weights)
     recipe = _recipe(candidate, spec)
     return assemble(candidate, NAME, recipe)
 

@@ -28,7 +28,7 @@ DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 
 
 class WeightsFile(Frozen):
-    """The file beside `model.json`, its digest and the type its tensors are stored in."""
+    """The file beside `model.json`, its digest and the type its parameters are stored in."""
 
     file: str
     sha256: str = Field(pattern="[0-9a-f]{64}")
@@ -129,8 +129,10 @@ def save(
     dtype = dtype or (torch.float16 if model.quantization is None else torch.float32)
     if dtype not in DTYPES:
         raise UsageError(f"found {dtype}; expected one of {', '.join(DTYPES.values())}")
+    # Running statistics stay as they are: variances may be smaller than float16 can hold, and are few.
+    statistics = {name for name, _ in model.net.named_buffers()}
     tensors = {
-        name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
+        name: (t if name in statistics else t.to(dtype)).detach().cpu().contiguous()
         for name, t in model.net.state_dict().items()
     }
     try:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mednext_edge.checkpoints.infer import infer_config, not_a_mednext
-from mednext_edge.checkpoints.keys import DUMMY, from_monai, layout_of, to_monai
+from mednext_edge.checkpoints.dialects import DIALECTS, not_a_network
 from mednext_edge.errors import CheckpointError
-from mednext_edge.models.families import FAMILIES, build
+from mednext_edge.models.families import FAMILIES, build, for_inference
 from mednext_edge.task import ModelSpec
 
 WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "net", "network", "weights")
@@ -21,16 +20,18 @@ WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "net",
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a MedNeXt under the authors' names, as stored (any float type).
+    """The tensors of a network under the names of `models`, as stored (any float type).
 
     Attributes:
+        family: a name in DIALECTS.
         layout: whose names the file used.
         stored: how many tensors the file holds for the network.
         notes: what was done to get here.
     """
 
     tensors: dict[str, Tensor]
-    layout: Literal["mic", "monai"]
+    family: str
+    layout: str
     stored: int
     notes: tuple[str, ...] = ()
 
@@ -56,18 +57,18 @@ def find_tensors(content: Any) -> dict[str, Tensor]:
     raise CheckpointError(f"found {found}; expected a state_dict, or one under {', '.join(f'`{w}`' for w in WRAPPERS)}")
 
 
-def mednext_weights(content: Any) -> Weights:
-    """Unwrapped, without the prefixes of DataParallel, torch.compile and wrapper modules, under the authors' names.
+def network_weights(content: Any) -> Weights:
+    """Unwrapped, without the prefixes of DataParallel, torch.compile and wrapper modules, under the names of `models`.
 
     Raises:
-        CheckpointError: no tensors, not a MedNeXt, or tensors that cannot be weights (see `check_tensors`).
+        CheckpointError: no tensors, no network that is known, or tensors that cannot be weights (see `check_tensors`).
     """
     tensors = find_tensors(content)
     names = {name: name.replace("_orig_mod.", "") for name in tensors}
-    stems = [n for n in names.values() if n == "stem.weight" or n.endswith(".stem.weight")]
-    if not stems:
-        raise CheckpointError(not_a_mednext(tensors))
-    prefix = min(stems, key=len).removesuffix("stem.weight")
+    recognised = _recognise(names.values())
+    if recognised is None:
+        raise CheckpointError(not_a_network(tensors))
+    family, layout, prefix = recognised
     state = {new[len(prefix) :]: tensors[old] for old, new in names.items() if new.startswith(prefix)}
     notes: list[str] = []
     if prefix:
@@ -76,20 +77,24 @@ def mednext_weights(content: Any) -> Weights:
         notes.append(f"{len(left_out)} tensors outside `{prefix}` left out: {_some(left_out)}")
     if len(state) + len(left_out) != len(tensors):
         raise CheckpointError("two tensors have the same name once the prefixes are taken off; save the bare network")
-    layout = layout_of(state)
-    if layout is None:
-        raise CheckpointError(not_a_mednext(state))
     check_tensors(state)
-    stored = len(state)
-    if layout == "monai":
-        state = from_monai(state)
-        notes.append("tensor names are MONAI's, converted to the authors'")
-    elif DUMMY not in state:
-        state = {DUMMY: torch.ones(1), **state}
-        notes.append(f"`{DUMMY}` was not in the file; it changes no output and is set to 1")
-    if any(t.dtype == torch.float64 for t in state.values()):
+    renamed, done = DIALECTS[family].ours(state, layout)
+    notes += done
+    if any(t.dtype == torch.float64 for t in renamed.values()):
         notes.append("float64 weights are used as float32")
-    return Weights(state, layout, stored, tuple(notes))
+    return Weights(renamed, family, layout, len(state), tuple(notes))
+
+
+def _recognise(names: Collection[str]) -> tuple[str, str, str] | None:
+    """Family, layout and prefix of the network that tensors of these names make."""
+    for family, dialect in DIALECTS.items():
+        anchors = [n for n in names if n == dialect.anchor or n.endswith(f".{dialect.anchor}")]
+        if anchors:
+            prefix = min(anchors, key=len).removesuffix(dialect.anchor)
+            layout = dialect.layout(name[len(prefix) :] for name in names if name.startswith(prefix))
+            if layout is not None:
+                return family, layout, prefix
+    return None
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
@@ -115,16 +120,16 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def mednext_spec(weights: Weights) -> tuple[ModelSpec, tuple[str, ...]]:
+def network_spec(weights: Weights) -> tuple[ModelSpec, tuple[str, ...]]:
     """The ModelSpec that the tensors themselves prove, and what had to be assumed.
 
     Raises:
-        CheckpointError: the tensors do not make a MedNeXt.
+        CheckpointError: the tensors do not make a network of their family.
     """
-    config, notes = infer_config(to_monai(weights.tensors) if weights.layout == "monai" else weights.tensors)
-    family = FAMILIES["mednext"]
+    config, notes = DIALECTS[weights.family].infer(weights.tensors, weights.layout)
+    family = FAMILIES[weights.family]
     with torch.device("meta"):
-        return family.describe(family.build(config.to_dict())), notes
+        return family.describe(family.build(config)), notes
 
 
 def build_network(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -158,9 +163,7 @@ def build_network(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
             raise CheckpointError(f"`{name}` has shape {tuple(tensors[name].shape)}; expected {shape}")
     net = build(spec)
     net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    if hasattr(net, "do_ds"):
-        net.do_ds = False  # type: ignore[assignment]
-    return net.eval()
+    return for_inference(net)
 
 
 def _check_numbers(config: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,9 @@ from mednext_edge.fusion import (
     heads,
     instance_norm,
     norm_affine,
+    norm_ahead,
+    norm_behind,
+    norm_left,
     parity,
     training_parts,
 )
@@ -30,6 +33,9 @@ REWRITES.add("plain-heads", heads.REWRITE)
 REWRITES.add("depthwise-bias", depthwise_bias.REWRITE)
 REWRITES.add("norm-affine", norm_affine.REWRITE)
 REWRITES.add("instance-norm", instance_norm.REWRITE)
+REWRITES.add("norm-behind", norm_behind.REWRITE)
+REWRITES.add("norm-ahead", norm_ahead.REWRITE)
+REWRITES.add("norm-left", norm_left.REWRITE)
 REWRITES.add("parity", parity.REWRITE)
 REWRITES.add("cuda-depthwise", cuda_depthwise.REWRITE)
 REWRITES.add("cuda-block", cuda_block.REWRITE)

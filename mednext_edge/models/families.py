@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mednext_edge.errors import CheckpointError, MednextEdgeError
+from mednext_edge.models.cmunext import CMUNeXt, CMUNeXtConfig
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.ensemble import Ensemble, describe_ensemble
 from mednext_edge.models.mednext import MedNeXt
@@ -50,6 +51,22 @@ def describe_mednext(net: nn.Module) -> ModelSpec:
     )
 
 
+def describe_cmunext(net: nn.Module) -> ModelSpec:
+    """ModelSpec of a CMUNeXt; `kernel_size` is the largest of its encoders."""
+    assert isinstance(net, CMUNeXt)
+    config = net.config
+    return ModelSpec(
+        family="cmunext",
+        variant=config.variant,
+        kernel_size=max(config.kernels),
+        spatial_dims=2,
+        in_channels=config.in_channels,
+        classes=config.classes,
+        parameters=sum(p.numel() for p in net.parameters()),
+        config=config.to_dict(),
+    )
+
+
 def build(spec: ModelSpec) -> nn.Module:
     """The network of a ModelSpec, with random weights.
 
@@ -64,12 +81,27 @@ def build(spec: ModelSpec) -> nn.Module:
         raise CheckpointError(f"the configuration of this `{spec.family}` cannot be built: {error}") from error
 
 
+def for_inference(net: nn.Module) -> nn.Module:
+    """The network itself in eval mode, answering with one tensor: heads that only training needs are not asked."""
+    if hasattr(net, "do_ds"):
+        net.do_ds = False  # type: ignore[assignment]
+    return net.eval()
+
+
 FAMILIES.add(
     "mednext",
     Family(
         build=lambda config: MedNeXt(MedNeXtConfig(**config)),
         describe=describe_mednext,
         divisor=lambda spec: MedNeXtConfig(**spec.config).divisor,
+    ),
+)
+FAMILIES.add(
+    "cmunext",
+    Family(
+        build=lambda config: CMUNeXt(CMUNeXtConfig(**config)),
+        describe=describe_cmunext,
+        divisor=lambda spec: CMUNeXtConfig(**spec.config).divisor,
     ),
 )
 

@@ -9,8 +9,7 @@ import openvino as ov
 import torch
 from torch import nn
 
-from mednext_edge.models.families import build
-from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.models.families import build, for_inference
 from mednext_edge.runtime.openvino_session import OpenVinoSession
 from mednext_edge.task import Task
 
@@ -30,9 +29,7 @@ def stock_session(
 
 def stock_model(task: Task, patch: Sequence[int], *, net: nn.Module | None = None) -> ov.Model:
     """The same, not yet compiled."""
-    net = (build(task.model) if net is None else net).eval()
-    if isinstance(net, MedNeXt):
-        net.do_ds = False
+    net = for_inference(build(task.model) if net is None else net)
     shape = [1, task.model.in_channels, *patch]
     with torch.no_grad(), warnings.catch_warnings():
         # The tracer warns that the shape checks inside PyTorch's norms become constants, as they should.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mednext_edge.checkpoints.infer import infer_config
-from mednext_edge.checkpoints.keys import to_monai
+from mednext_edge.checkpoints.state import network_weights
 from mednext_edge.errors import CheckpointError
 from mednext_edge.models.config import VARIANTS, MedNeXtConfig, mednext_config
 from mednext_edge.models.mednext import MedNeXt
@@ -49,7 +49,7 @@ def configs(draw: st.DrawFn) -> MedNeXtConfig:
 @given(configs())
 @settings(max_examples=40, deadline=None)
 def test_every_traceable_number_comes_back(config: MedNeXtConfig) -> None:
-    found, notes = infer_config(shapes(config))
+    found, notes = infer_config(shapes(config), "mic")
     assert found == config
     assert any("norm" in note for note in notes)
     assert any("residual" in note for note in notes)
@@ -58,7 +58,7 @@ def test_every_traceable_number_comes_back(config: MedNeXtConfig) -> None:
 @given(configs())
 @settings(max_examples=20, deadline=None)
 def test_and_under_monai_names(config: MedNeXtConfig) -> None:
-    found, notes = infer_config(to_monai(shapes(config)))
+    found, notes = infer_config(shapes(config), "monai")
     # MONAI has one switch for all residuals, so that the down blocks tell of the ordinary ones.
     assert found == replace(config, residual=config.residual_resample)
     assert not any("residual" in note for note in notes)
@@ -68,20 +68,20 @@ def test_and_under_monai_names(config: MedNeXtConfig) -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_published_variants_are_recognised(variant: str, kernel: int) -> None:
     config = mednext_config(variant, classes=14, kernel=kernel, deep_supervision=True)
-    found, _ = infer_config(shapes(config))
+    found, _ = infer_config(shapes(config), "mic")
     assert (found, found.variant, found.encoder_kernel) == (config, variant, kernel)
     assert found.layout == ("both" if variant == "S" else "mic")
 
 
 def test_flags_without_a_trace_are_assumed() -> None:
-    found, _ = infer_config(shapes(replace(SMALL, norm="layer", residual=False)))
+    found, _ = infer_config(shapes(replace(SMALL, norm="layer", residual=False)), "mic")
     assert (found.norm, found.residual) == ("group", True)
 
 
 def test_another_network_is_named() -> None:
     state = {"encoder.stages.0.0.convs.0.conv.weight": torch.ones(1), "decoder.transpconvs.0.weight": torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"does not look like a MedNeXt but like an nnU-Net v2 .*encoder\.stages"):
-        infer_config(state)
+    with pytest.raises(CheckpointError, match=r"a MedNeXt or a CMUNeXt but like an nnU-Net v2 .*encoder\.stages"):
+        network_weights(state)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_another_network_is_named() -> None:
 )
 def test_impossible_shapes_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        infer_config({**network().state_dict(), name: torch.zeros(shape)})
+        infer_config({**network().state_dict(), name: torch.zeros(shape)}, "mic")

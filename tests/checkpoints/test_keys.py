@@ -57,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
 def test_monai_weights_give_monai_outputs(changes: dict[str, Any]) -> None:
     theirs = monai_net(**changes).train()
-    config, _ = infer_config(theirs.state_dict())
+    config, _ = infer_config(from_monai(theirs.state_dict()), "monai")
     ours = MedNeXt(config).double()
     ours.load_state_dict(from_monai(theirs.state_dict()))
     x = torch.randn((1, 2) + (32,) * config.spatial_dims, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_stock_factories_differ_by_the_down_rule_alone() -> None:
 
     with torch.device("meta"):
         theirs = create_mednext("B", in_channels=1, out_channels=14, deep_supervision=True).state_dict()
-    config, _ = infer_config(theirs)
+    config, _ = infer_config(from_monai(theirs), "monai")
     assert config == mednext_config("B", classes=14, deep_supervision=True, layout="monai")
     assert config.layout == "monai"
     assert config.down_expansion == (2, 3, 4, 4)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from mednext_edge.models.cmunext import VARIANTS as CMUNEXT_VARIANTS
+from mednext_edge.models.cmunext import CMUNeXtConfig
 from mednext_edge.models.config import VARIANTS, MedNeXtConfig
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
-from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 
 TINY = MedNeXtConfig(
@@ -70,30 +72,46 @@ MEDNEXT: dict[str, MedNeXtConfig] = {
     **{f"{v} with MONAI's ratios": published(v, monai=True) for v in VARIANTS},
 }
 
-NETWORKS: dict[str, dict[str, MedNeXtConfig]] = {"mednext": MEDNEXT}
+CMUNEXT: dict[str, CMUNeXtConfig] = {
+    "tiny": CMUNeXtConfig(widths=(2, 4, 4, 6, 8), depths=(1, 2, 1, 1, 3)),
+    "many classes": CMUNeXtConfig(in_channels=1, classes=4, widths=(4,) * 5, depths=(2,) * 5, kernels=(9,) * 5),
+    **{f"{v}, narrow": CMUNeXtConfig(3, 1, (4,) * 5, *numbers[1:]) for v, numbers in CMUNEXT_VARIANTS.items()},
+}
+
+Config = MedNeXtConfig | CMUNeXtConfig
+NETWORKS: dict[str, Mapping[str, Config]] = {"mednext": MEDNEXT, "cmunext": CMUNEXT}
 """Every family of the registry -> the shapes in which its rewrites are proven."""
 
 
-def loaded(config: MedNeXtConfig, seed: int = 0) -> LoadedModel:
-    """The network in float64, every parameter random: biases, scales and GRN's gates too."""
+def family_of(config: Config) -> str:
+    return {MedNeXtConfig: "mednext", CMUNeXtConfig: "cmunext"}[type(config)]
+
+
+def loaded(config: Config, seed: int = 0) -> LoadedModel:
+    """The network in float64, every parameter random: biases, scales, GRN's gates and running statistics too."""
     generator = torch.Generator().manual_seed(seed)
-    net = MedNeXt(config).double().eval()
+    family = FAMILIES[family_of(config)]
+    net = family.build(config.to_dict()).double().eval()
     with torch.no_grad():
         for parameter in net.parameters():
             fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
-    spec = FAMILIES["mednext"].describe(net)
+        for name, buffer in net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.2)
+    spec = family.describe(net)
+    classes = spec.labels
     task = Task(
         name="network",
         model=spec,
         preprocessing=Preprocessing(normalization=(Normalization(),) * config.in_channels),
-        inference=Inference(patch=(2 * config.divisor,) * config.spatial_dims),
-        labels={f"label-{i}": i for i in range(config.classes)},
+        inference=Inference(patch=(2 * config.divisor,) * spec.spatial_dims),
+        labels={f"label-{i}": i for i in range(classes)},
     )
     return LoadedModel(net, task, Source(format="random", file="none", sha256="0" * 64))
 
 
-def image(config: MedNeXtConfig, batch: int = 1, seed: int = 0) -> Tensor:
+def image(config: Config, batch: int = 1, seed: int = 0) -> Tensor:
     """A random input, twice the divisor along the first axis, and the divisor along the others."""
     generator = torch.Generator().manual_seed(seed)
     spatial = (2 * config.divisor,) + (config.divisor,) * (config.spatial_dims - 1)
