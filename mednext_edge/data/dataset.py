@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from mednext_edge.data.case_files import channels_of, group_channels, image_and_label_folder, nifti_files, pair
 from mednext_edge.data.dataset_json import Description, read_description
 from mednext_edge.data.dicom import find_series, read_series
+from mednext_edge.data.raster import RASTER_SUFFIXES, is_raster
 from mednext_edge.data.volume import SUFFIXES, Volume, image_channels, label_values, read_image, read_labels
 from mednext_edge.errors import DataError
 from mednext_edge.registry import unknown_name
 
 DEMO_PREFIX = "demo:"
+DICOM_SUFFIX = ".dcm"
 # nnU-Net's cross-validation.
 _FOLDS = 5
 _SPLIT_SEED = 12345
@@ -34,11 +37,15 @@ class Case:
         name: file name without suffix and channel number.
         image: -> image [C, Z, Y, X] float32.
         labels: -> label map [Z, Y, X]; None for an image alone.
+        category: the class of the whole image, in a classification.
+        suffix: of the file that a label map of this image is written to.
     """
 
     name: str
     image: Callable[[], Volume]
     labels: Callable[[], Volume] | None = None
+    category: int | None = None
+    suffix: str = SUFFIXES[0]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ class Dataset:
         training, validation: disjoint; `validation` is empty where there is but one case.
         labels: name to value, background included.
         channels: names, in the order of the image's first axis.
+        kind: whether pixels or whole images have labels.
+        colour: of photographs and their like, whose channels can be brought to a network's; None for measured values.
+        notes: what was left out on opening.
     """
 
     name: str
@@ -57,6 +67,9 @@ class Dataset:
     validation: tuple[Case, ...]
     labels: dict[str, int]
     channels: tuple[str, ...]
+    kind: Literal["segmentation", "classification"] = "segmentation"
+    colour: Literal["RGB", "grey"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_dataset(where: str | Path) -> Dataset:
@@ -64,8 +77,10 @@ def open_dataset(where: str | Path) -> Dataset:
 
     Args:
         where: a folder with `dataset.json` (Medical Segmentation Decathlon, nnU-Net v1 or v2 raw), a folder
-            with an image and a label sub-folder of NIfTI files, `IMAGES,LABELS` for two folders anywhere,
-            or the name of a shipped data set, such as `demo:brain-tissue`.
+            with an image and a label sub-folder of NIfTI files, or one of raster images (`raster_sets`: images and
+            masks, training and validation folders of these, or a folder for each class), a JSON file that describes
+            any other set of raster images, `IMAGES,LABELS` for two folders anywhere, or the name of a shipped data
+            set, such as `demo:brain-tissue`.
 
     Where the data names no validation cases, they are fold 0 of nnU-Net's five-fold split. Without dataset.json
     the label values are those that occur, for which all label files are read.
@@ -76,6 +91,8 @@ def open_dataset(where: str | Path) -> Dataset:
             the data set does not name.
         UnknownNameError: a `demo:` name that does not exist.
     """
+    from mednext_edge.data.raster_sets import described, open_raster_folder, open_raster_pair
+
     text = str(where)
     if text.startswith(DEMO_PREFIX):
         return _demo(text)
@@ -85,31 +102,49 @@ def open_dataset(where: str | Path) -> Dataset:
     if path.is_dir():
         if (path / "dataset.json").is_file():
             return _assemble(read_description(path))
-        return _assemble(_describe_folders(path.resolve().name, *image_and_label_folder(path)))
+        raster = open_raster_folder(path)
+        return raster or _assemble(_describe_folders(path.resolve().name, *image_and_label_folder(path)))
+    if path.suffix == ".json" and path.is_file():
+        return described(path)
     if text.count(",") == 1:
         images, labels = (Path(part.strip()).expanduser() for part in text.split(","))
+        raster = open_raster_pair(images, labels)
+        if raster is not None:
+            return raster
         return _assemble(_describe_folders(images.resolve().parent.name, images, labels))
     raise DataError(f"no such folder: {path}; expected one with dataset.json, or two folders as IMAGES,LABELS")
 
 
 def list_images(where: str | Path) -> tuple[Case, ...]:
-    """The cases to predict in a folder of NIfTI files or DICOM series, or the one of a single file; labels are None.
+    """The cases to predict in a folder, or the one that a single file belongs to; labels are None.
+
+    A folder's NIfTI files come first; where there are none its raster images, and where there are none of these the
+    DICOM series in it and its sub-folders, each a case of one channel whose volume is a `DicomVolume`.
 
     Files named `case_0000.nii.gz`, `case_0001.nii.gz`, ... are the channels of one case (nnU-Net's naming);
-    any other file is a case of its own. A folder without NIfTI files is searched for DICOM series, its sub-folders
-    included; each is a case of one channel, whose volume is a `DicomVolume`.
+    any other file is a case of its own.
 
     Raises:
         DataError: no such path, no image in it, a gap in the channel numbers, one name twice.
         TargetUnavailableError: there is DICOM alone, and pydicom is not installed.
     """
+    from mednext_edge.data.raster_sets import raster_cases
+
     path = Path(where).expanduser()
+    if path.is_file() and path.suffix.lower() in RASTER_SUFFIXES:
+        return raster_cases([path])
+    if path.is_file() and path.suffix.lower() == DICOM_SUFFIX:
+        return (Case(path.stem, partial(read_series, (path,))),)
     cases = dict([channels_of(path)]) if path.is_file() else group_channels(nifti_files(path))
     if cases:
         return tuple(Case(name, partial(read_image, files)) for name, files in cases.items())
+    rasters = [file for file in sorted(path.iterdir()) if is_raster(file)]
+    if rasters:
+        return raster_cases(rasters)
     series = find_series(path)
     if not series:
-        raise DataError(f"{path} holds no NIfTI file ({', '.join(SUFFIXES)}) and no DICOM image series")
+        known = ", ".join((*SUFFIXES, *RASTER_SUFFIXES))
+        raise DataError(f"{path} holds no image ({known}) and no DICOM image series")
     return tuple(Case(name, partial(read_series, files)) for name, files in series.items())
 
 

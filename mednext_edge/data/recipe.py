@@ -1,8 +1,8 @@
 """nnU-Net's preprocessing as two functions: `prepare` from image to network input, `restore` back to labels.
 
-Order: turn to the recipe's orientation, transpose, crop to the non-zero box, normalise, resample (nnU-Net v2;
-v1 resamples before it normalises). Turning and transposing only permute and flip axes, so that `restore` puts
-every voxel back where it came from. (F. Isensee et al., "nnU-Net", Nature Methods 18, 2021, supplement.)
+Order: take the colours, turn to the recipe's orientation, transpose, crop to the non-zero box, normalise, resample or
+stretch (nnU-Net v2; v1 resamples before it normalises). Turning and transposing only permute and flip axes, so that
+`restore` puts every voxel back where it came from. (F. Isensee et al., "nnU-Net", Nature Methods 18, 2021, supplement.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from mednext_edge.data.colour import as_colour
 from mednext_edge.data.intensity import Image, brain_mask, normalize
 from mednext_edge.data.resample import coarse_axis, resample, resample_labels
 from mednext_edge.data.volume import Volume
@@ -76,13 +77,14 @@ def prepare(image: Volume, recipe: Preprocessing, labels: Volume | None = None) 
     """
     if image.array.ndim != 4:
         raise DataError(f"found an image of shape {image.array.shape}; expected [channels, z, y, x]")
+    channels = image.array if recipe.colour is None else as_colour(image.array.astype(np.float32), recipe.colour)
     expected = len(recipe.normalization)
-    if len(image.array) != expected:
-        raise DataError(f"found an image of {len(image.array)} channels; expected {expected}, one a normalisation")
+    if len(channels) != expected:
+        raise DataError(f"found an image of {len(channels)} channels; expected {expected}, one a normalisation")
     if labels is not None:
         _check_same_grid(image, labels)
     turn, unturn, spacing = _orientation(image, recipe)
-    voxels = np.stack([_turn(c, turn).transpose(recipe.transpose) for c in image.array]).astype(np.float32, copy=False)
+    voxels = np.stack([_turn(c, turn).transpose(recipe.transpose) for c in channels]).astype(np.float32, copy=False)
     box = _nonzero_box(voxels) if recipe.crop_nonzero else tuple(slice(0, n) for n in voxels.shape[1:])
     grid = _grid(turn, unturn, voxels.shape[1:], box, spacing, recipe)
     cropped = voxels[(slice(None), *box)]
@@ -189,6 +191,11 @@ def _grid(
     spacing: tuple[float, ...],
     recipe: Preprocessing,
 ) -> Grid:
+    if recipe.size is not None:
+        # Every slice of the stack is stretched by itself, whatever its pixels measure.
+        depth, *plane = (s.stop - s.start for s in box)
+        wanted = (spacing[0], *(own * n / new for own, n, new in zip(spacing[1:], plane, recipe.size, strict=True)))
+        return Grid(turn, unturn, recipe.transpose, full, box, spacing, wanted, (depth, *recipe.size), apart=0)
     # The recipe of a 2-D network has no spacing for the axis across its slices.
     wanted = spacing if recipe.spacing is None else (spacing[: len(spacing) - len(recipe.spacing)] + recipe.spacing)
     cropped = [s.stop - s.start for s in box]

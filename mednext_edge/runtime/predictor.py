@@ -133,7 +133,7 @@ class Predictor:
             raise DataError(f"found an image of {len(image)} channels; expected {model.in_channels}")
         if not stack:
             return self._slide(image, 0, 1)
-        scores = np.empty((model.classes, *image.shape[1:]), np.float32)
+        scores = np.empty((model.labels, *image.shape[1:]), np.float32)
         for z in range(image.shape[1]):
             scores[:, z] = self._slide(image[:, z], z, image.shape[1])
         return scores
@@ -147,7 +147,7 @@ class Predictor:
         axes = inference.mirror_axes if self.mirror else ()
         flips = [tuple(a + 1 for a in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
         weights = torch.from_numpy(gaussian_map(self.patch)) if len(windows) > 1 else torch.ones(self.patch)
-        scores = torch.zeros((self.session.task.model.classes, *image.shape[1:]))
+        scores = torch.zeros((self.session.task.model.labels, *image.shape[1:]))
         total = torch.zeros(image.shape[1:])
         for done, start in enumerate(windows, 1):
             window = tuple(slice(s, s + n) for s, n in zip(start, self.patch, strict=True))
@@ -168,6 +168,8 @@ class Predictor:
         if found.shape != expected:
             raise ExportError(f"{self.session.provider} returned logits of shape {found.shape}; expected {expected}")
         logits = torch.from_numpy(np.require(found[0], np.float32, "W"))
+        if len(logits) == 1:  # of class 1, against 0 of class 0: the softmax of both is the sigmoid
+            logits = torch.cat((torch.zeros_like(logits), logits))
         low, high = torch.aminmax(logits)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ExportError(
