@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from mednext_edge.checkpoints import load
 from mednext_edge.data.dataset import Case
 from mednext_edge.errors import DataError, ExportError, UsageError
 from mednext_edge.evaluation.gate import GateResult
-from mednext_edge.evaluation.metrics import METRICS
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export.export import check_build
 from mednext_edge.export.job import DEMO_DATA, open_data
@@ -41,15 +41,14 @@ class BuildRequest:
         validate: labelled images; None takes the demo's for a demo model.
         checkpoint: what the bundle was exported from, as the baseline; None takes the demo's for a demo model, and for
             others the bundle's own graph.
-        metric, max_drop: of the gate.
+        limits: of the gate.
     """
 
     bundle: Path
     archs: tuple[str, ...] = ()
     validate: str | None = None
     checkpoint: str | None = None
-    metric: str = "dice"
-    max_drop: float = 0.005
+    limits: Limits = field(default_factory=Limits)
 
 
 class BuildOutcome(Frozen):
@@ -73,7 +72,7 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
         ExportError: the engine cannot be built, or does not compute what its graph computes.
     """
     start = time.monotonic()
-    _ = METRICS[request.metric]
+    request.limits.check()
     old = verify(request.bundle)
     recipe = _recipe(request.bundle, old, request.archs)
     check_build(old.target, old.precision, BuildOptions(archs=recipe.archs), dynamic=False)
@@ -83,7 +82,7 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     place = request.bundle.resolve()
     cache = place.with_name(f"{place.name}.timing-cache")
     with stand_in(request.bundle, old) as graph:
-        proof = Proof(baseline or graph, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
+        proof = Proof(baseline or graph, cases, limits=request.limits, progress=progress)
 
         def edit(folder: Path, manifest: Manifest) -> Manifest:
             write_recipe(folder, recipe)

@@ -11,7 +11,9 @@ import numpy as np
 
 from mednext_edge.data.dataset import Case
 from mednext_edge.errors import DataError, UsageError
-from mednext_edge.evaluation.bootstrap import Table, mean_drop, paired_interval
+from mednext_edge.evaluation.bootstrap import Table
+from mednext_edge.evaluation.drops import metric_drop
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Control, Report
 from mednext_edge.evaluation.validate import validate
 from mednext_edge.export.baseline import baseline_session
@@ -33,8 +35,7 @@ class AccuracyControl:
     Args:
         model: before the export; what a drop is measured from.
         cases: images with labels, to decide on.
-        metric: a name in METRICS.
-        max_drop: largest drop, as a fraction of 1; the upper end of its 95 % interval is what counts.
+        limits: what may be lost.
         progress: told of every step.
 
     Attributes:
@@ -44,10 +45,8 @@ class AccuracyControl:
         UsageError: no case has labels.
     """
 
-    def __init__(
-        self, model: LoadedModel, cases: Sequence[Case], *, metric: str, max_drop: float, progress: Progress
-    ) -> None:
-        self.model, self.metric, self.max_drop, self.progress = model, metric, max_drop, progress
+    def __init__(self, model: LoadedModel, cases: Sequence[Case], *, limits: Limits, progress: Progress) -> None:
+        self.model, self.limits, self.progress = model, limits, progress
         self.cases = [case for case in cases if case.labels is not None]
         if not self.cases:
             raise UsageError("found --accuracy-control without labelled images to decide on; give --validate DATA")
@@ -79,21 +78,24 @@ class AccuracyControl:
             chosen = replace(job, graph=plan.keeping(kept).apply(job.graph))
             with entry.trial(chosen) as session:
                 scores = self._scores(session, f"validate with {len(kept)} of {len(order)} layers in float")
-            interval = paired_interval(baseline, scores)
-            drop, upper = mean_drop(baseline, scores), interval and interval[1]
-            if not np.isfinite(drop):
+            found = metric_drop(baseline, scores, [case.name for case in self.cases], self._classes)
+            if found.mean is None:
                 raise DataError(
                     f"no class of the {len(self.cases)} cases is in their labels or found by either model; "
                     "--accuracy-control needs cases with foreground"
                 )
-            passed = (drop if upper is None else upper) <= self.max_drop
-            return Trial(float_layers=len(kept), drop=drop, upper=upper, passed=passed)
+            return Trial(
+                float_layers=len(kept),
+                drop=found.mean,
+                upper=found.ci95 and found.ci95[1],
+                worst_case=None if found.worst_case is None else found.worst_case.drop,
+                passed=not self.limits.violations(found),
+            )
 
         kept, trials = control(order, attempt)
         self.sensitivities = tuple(_decided(found, kept) for found in measured)
         self.result = Control(
-            metric=self.metric,
-            max_drop=self.max_drop,
+            limits=self.limits,
             reached=any(trial.passed for trial in trials),
             float_layers=tuple(kept),
             trials=tuple(trials),
@@ -126,10 +128,13 @@ class AccuracyControl:
     def _scores(self, session: Session, what: str) -> Table:
         """[cases, classes]"""
         report = validate(session, self.cases, progress=lambda _, done, total: self.progress(what, done, total))
-        scores = [(case.dice if self.metric == "dice" else case.nsd) or {} for case in report.per_case]
-        names = [name for name, value in session.task.labels.items() if value != 0]
-        missing = float("nan")
-        return np.array([[missing if (s := case.get(name)) is None else s for name in names] for case in scores])
+        scores = [(case.dice if self.limits.metric == "dice" else case.nsd) or {} for case in report.per_case]
+        found = [[case.get(name) for name in self._classes] for case in scores]
+        return np.array(found, dtype=np.float64)  # NaN for None
+
+    @property
+    def _classes(self) -> list[str]:
+        return [name for name, value in self.model.task.labels.items() if value != 0]
 
 
 def _decided(found: Sensitivity, kept: Sequence[str]) -> Sensitivity:

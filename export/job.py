@@ -13,7 +13,7 @@ from mednext_edge.data.case_files import nifti_files
 from mednext_edge.data.dataset import Case, Dataset, list_images, open_dataset
 from mednext_edge.errors import AccuracyGateError, DataError, TargetUnavailableError, UsageError
 from mednext_edge.evaluation.gate import GateResult
-from mednext_edge.evaluation.metrics import METRICS
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_sizes, export, target_of
@@ -35,9 +35,9 @@ class ExportRequest:
     Attributes:
         calib, validate: data sets; for a demo model whose data is at hand they default to it.
         precision: None takes the target's first.
-        max_drop: largest drop of `metric` against FP32, as a fraction of 1.
+        limits: of the gate: what may be lost against FP32.
         int8_layers: kinds of layer to quantise; empty leaves the choice to the target.
-        accuracy_control: keep as many layers in float as `max_drop` asks for.
+        accuracy_control: keep as many layers in float as `limits` ask for.
         build: what the builders of NVIDIA's targets are told.
         dry_run: check everything, write nothing.
     """
@@ -47,8 +47,7 @@ class ExportRequest:
     precision: str | None = None
     calib: str | None = None
     validate: str | None = None
-    max_drop: float = 0.005
-    metric: str = "dice"
+    limits: Limits = field(default_factory=Limits)
     patch: tuple[int, ...] | None = None
     calib_samples: int | None = None
     out: Path | None = None
@@ -97,7 +96,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     Everything that can be wrong with the request is checked before the first long step.
 
     Raises:
-        GateFailure: the drop exceeds `max_drop`; the bundle is written, its gate marked `failed`.
+        GateFailure: the drop exceeds `limits`; the bundle is written, its gate marked `failed`.
         EngineDeferred: the engine cannot be built on this machine, and nobody said so with `build.defer`; the bundle is
             written.
         MednextEdgeError: anything else; then nothing is written.
@@ -107,7 +106,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     request = replace(request, precision=precision)
     check_build(request.target, precision, request.build, request.dynamic)
     check_kinds(request.int8_layers, precision)
-    _ = METRICS[request.metric]
+    request.limits.check()
     progress("load", 0, 1)
     model = load(request.checkpoint)
     progress("load", 1, 1)
@@ -130,7 +129,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     if request.accuracy_control:
         if precision != "int8":
             raise UsageError(f"found --accuracy-control with precision {precision}; it belongs to --int8")
-        control = AccuracyControl(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress)
+        control = AccuracyControl(model, cases, limits=request.limits, progress=progress)
     if request.dry_run:
         return ExportOutcome(path=out, written=False, seconds=time.monotonic() - start, plan=plan)
 
@@ -143,7 +142,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             patch=patch,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
-    proof = Proof(model, cases, metric=request.metric, max_drop=request.max_drop, progress=progress, control=control)
+    proof = Proof(model, cases, limits=request.limits, progress=progress, control=control)
     progress("convert", 0, 0)
     export(
         model,

@@ -14,6 +14,7 @@ from mednext_edge.environment import environment
 from mednext_edge.errors import TargetUnavailableError
 from mednext_edge.evaluation.gate import GateResult, check_gate
 from mednext_edge.evaluation.latency import measure
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.markdown import to_markdown
 from mednext_edge.evaluation.picture import comparison
 from mednext_edge.evaluation.report import Report
@@ -38,8 +39,7 @@ class Proof:
     Args:
         baseline: what the engine is compared with: the model before the export, or an open session.
         cases: to validate on; without any, only time and layers are reported.
-        metric: what must not drop, a name in METRICS.
-        max_drop: largest drop, as a fraction of 1.
+        limits: what may be lost.
         progress: told of every step.
         control: what chose the layers in INT8, if anything did; its reports join the others.
 
@@ -52,14 +52,13 @@ class Proof:
         baseline: LoadedModel | Session,
         cases: Sequence[Case],
         *,
-        metric: str,
-        max_drop: float,
+        limits: Limits,
         progress: Progress,
         control: AccuracyControl | None = None,
     ) -> None:
         self.baseline, self.cases, self.progress = baseline, cases, progress
         self.control = control
-        self.metric, self.max_drop = metric, max_drop
+        self.limits = limits
         self.report: Report | None = None
         self.gate: GateResult | None = None
         self._shown: Compared | None = None
@@ -79,7 +78,7 @@ class Proof:
         if self.control is not None:
             self.report = self.control.describe(self.report)
             self.control.write(folder)
-        self.gate = check_gate(self.report, self.metric, self.max_drop)
+        self.gate = check_gate(self.report, self.limits)
         (folder / REPORT).write_text(self.report.to_json(), encoding="utf-8")
         text = to_markdown(self.report)
         if self._shown is not None:

@@ -18,12 +18,14 @@ class Trial(Frozen):
         float_layers: how many layers stayed in float, the first ones of the order.
         drop: mean drop of the metric against FP32.
         upper: upper end of its 95 % interval; None with too few cases for one.
-        passed: whether the upper end, or the drop where there is none, is allowed.
+        worst_case: largest drop of one class in one case.
+        passed: whether the limits hold.
     """
 
     float_layers: int
     drop: float
     upper: float | None
+    worst_case: float | None = None
     passed: bool
 
     @property

@@ -57,6 +57,7 @@ def build(
     - `mednext-edge build hippocampus.trt-int8 --validate Task04_Hippocampus --baseline hippocampus.safetensors`
     - `mednext-edge build brain-tissue.trt-rtx-fp16 --gpu-arch 7.5`
     """
+    from mednext_edge.evaluation.limits import Limits
     from mednext_edge.export.build import BuildRequest, run_build
 
     request = BuildRequest(
@@ -64,8 +65,7 @@ def build(
         archs=parse_names(gpu_arch),
         validate=validate,
         checkpoint=baseline,
-        metric=metric,
-        max_drop=max_drop,
+        limits=Limits(metric=metric, mean=max_drop),
     )
     with track(not no_progress) as progress:
         outcome = run_build(request, progress)

@@ -40,6 +40,12 @@ DEVICE_OPTION = typer.Option(
     help="Device in the engine's terms, such as CPU, GPU or cuda:1. [default: CPU; CUDA for TensorRT]",
 )
 THREADS_OPTION = typer.Option("--threads", min=1, help="CPU threads. [default: the engine chooses]")
+MAX_CLASS_DROP = typer.Option(
+    "--max-class-drop", min=0.0, max=1.0, help="Largest drop of any class's mean too. [default: no limit]"
+)
+MAX_CASE_DROP = typer.Option(
+    "--max-case-drop", min=0.0, max=1.0, help="Largest drop of any class in any case too. [default: no limit]"
+)
 NO_PROGRESS_OPTION = typer.Option("--no-progress", help="Show no progress bars.")
 
 

@@ -9,6 +9,8 @@ import typer
 
 from mednext_edge.cli.console import (
     JSON_OPTION,
+    MAX_CASE_DROP,
+    MAX_CLASS_DROP,
     NO_PROGRESS_OPTION,
     emit_json,
     one_of,
@@ -78,6 +80,8 @@ def export(
         float,
         typer.Option(min=0.0, max=1.0, help="Largest drop of the metric against FP32; more ends with exit code 3."),
     ] = 0.005,
+    max_class_drop: Annotated[float | None, MAX_CLASS_DROP] = None,
+    max_case_drop: Annotated[float | None, MAX_CASE_DROP] = None,
     metric: Annotated[str, typer.Option(metavar="METRIC", help="What must not drop: dice or nsd.")] = "dice",
     patch: Annotated[
         str | None,
@@ -200,6 +204,7 @@ def export(
     """
     if int8 and precision not in (None, "int8"):
         raise UsageError(f"found --int8 and --precision {precision}; give one of them")
+    from mednext_edge.evaluation.limits import Limits
     from mednext_edge.export.job import EngineDeferred, ExportRequest, GateFailure, run_export
     from mednext_edge.export.targets import BuildOptions
 
@@ -209,8 +214,7 @@ def export(
         precision="int8" if int8 else precision,
         calib=calib,
         validate=validate,
-        max_drop=max_drop,
-        metric=metric,
+        limits=Limits(metric=metric, mean=max_drop, per_class=max_class_drop, per_case=max_case_drop),
         patch=parse_size(patch),
         calib_samples=calib_samples,
         out=out,

@@ -10,6 +10,8 @@ import typer
 from mednext_edge.cli.console import (
     DEVICE_OPTION,
     JSON_OPTION,
+    MAX_CASE_DROP,
+    MAX_CLASS_DROP,
     NO_PROGRESS_OPTION,
     THREADS_OPTION,
     emit_json,
@@ -37,6 +39,8 @@ def validate(
     max_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Largest drop against --baseline; more ends with exit code 3.")
     ] = 0.005,
+    max_class_drop: Annotated[float | None, MAX_CLASS_DROP] = None,
+    max_case_drop: Annotated[float | None, MAX_CASE_DROP] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over flips, as nnU-Net does (slower).")] = False,
     device: Annotated[str | None, DEVICE_OPTION] = None,
     threads: Annotated[int | None, THREADS_OPTION] = None,
@@ -53,17 +57,18 @@ def validate(
     from mednext_edge.cli.sources import open_source
     from mednext_edge.data.dataset import open_dataset
     from mednext_edge.evaluation.gate import check_gate
-    from mednext_edge.evaluation.metrics import METRICS
+    from mednext_edge.evaluation.limits import Limits
     from mednext_edge.evaluation.validate import validate as measure
 
-    _ = METRICS[metric]  # an unknown metric is told before an hour of work, not after it
+    limits = Limits(metric=metric, mean=max_drop, per_class=max_class_drop, per_case=max_case_drop)
+    limits.check()  # before an hour of work, not after it
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(track(not no_progress))
         dataset = open_dataset(data)
         session = stack.enter_context(open_source(source, device=device, threads=threads))
         other = stack.enter_context(open_source(baseline, device=device, threads=threads)) if baseline else None
         report = measure(session, dataset.validation, baseline=other, mirror=mirror, progress=progress)
-    gate = check_gate(report, metric, max_drop)
+    gate = check_gate(report, limits)
     if json:
         emit_json({"source": source, "data": data, "gate": gate, "report": report})
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mednext_edge.environment import Environment
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Accuracy, Control, Drop, Latency, Layers, Report, Scores
 
 NOTICE = "Research software, not a medical device: not for diagnosis or treatment."
@@ -121,16 +122,27 @@ def _layers(layers: Layers) -> list[str]:
 
 def _control(control: Control) -> list[str]:
     rows = [
-        [str(trial.float_layers), _score(trial.drop), _score(trial.upper), "passed" if trial.passed else "failed"]
+        [
+            str(trial.float_layers),
+            _score(trial.drop),
+            _score(trial.upper),
+            _score(trial.worst_case),
+            "passed" if trial.passed else "failed",
+        ]
         for trial in sorted(control.trials, key=lambda trial: trial.float_layers)
     ]
     kept = ", ".join(f"`{name}`" for name in control.float_layers) or "none"
     end = "" if control.reached else " The gate was not reached; this is the best that was found."
     return [
         "## Accuracy control",
-        f"Allowed drop of {control.metric}: {_score(control.max_drop)}. Layers kept in float: {kept}.{end}",
-        _table(["layers in float", "mean drop", "upper end of the 95 % interval", "gate"], rows),
+        f"Allowed drop of {control.limits.metric}: {_limits(control.limits)}. Layers kept in float: {kept}.{end}",
+        _table(["layers in float", "mean drop", "upper end of the 95 % interval", "worst case", "gate"], rows),
     ]
+
+
+def _limits(limits: Limits) -> str:
+    parts = [("mean", limits.mean), ("any class", limits.per_class), ("any case", limits.per_case)]
+    return ", ".join(f"{what} {_score(limit)}" for what, limit in parts if limit is not None)
 
 
 def _cases(report: Report) -> list[str]:

@@ -6,19 +6,12 @@ score that does not exist, such as the Dice of a class that is in no case.
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+from pydantic import Field
 
 from mednext_edge.environment import Environment
+from mednext_edge.evaluation.drops import ClassDrop, MetricDrop, Part, Score, WorstCase
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.quantize.control import Trial
-from mednext_edge.task import Frozen
-
-Score = float | None
-
-
-class Part(Frozen):
-    """Base of the report's parts: NaN and infinity are no JSON, and must not get in."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Scores(Part):
@@ -32,22 +25,40 @@ class Scores(Part):
     nsd_per_class: dict[str, Score]
 
 
-class WorstCase(Part):
-    """Where the exported model loses most Dice against the baseline."""
-
-    case: str
-    label: str
-    drop: float
-
-
 class Drop(Part):
     """Baseline minus exported; `ci95` is a bootstrap interval over the cases, None with fewer than two."""
 
     dice_mean: Score
     ci95: tuple[float, float] | None
+    dice_per_class: dict[str, ClassDrop] = Field(default_factory=dict)
+    worst_case: WorstCase | None
     nsd_mean: Score
     nsd_ci95: tuple[float, float] | None
-    worst_case: WorstCase | None
+    nsd_per_class: dict[str, ClassDrop] = Field(default_factory=dict)
+    nsd_worst_case: WorstCase | None = None
+
+    @classmethod
+    def of(cls, dice: MetricDrop, nsd: MetricDrop) -> Drop:
+        """Both metrics side by side."""
+        return cls(
+            dice_mean=dice.mean,
+            ci95=dice.ci95,
+            dice_per_class=dice.per_class,
+            worst_case=dice.worst_case,
+            nsd_mean=nsd.mean,
+            nsd_ci95=nsd.ci95,
+            nsd_per_class=nsd.per_class,
+            nsd_worst_case=nsd.worst_case,
+        )
+
+    def in_metric(self, metric: str) -> MetricDrop:
+        """One of them, a name in METRICS."""
+        parts = {
+            "dice": (self.dice_mean, self.ci95, self.dice_per_class, self.worst_case),
+            "nsd": (self.nsd_mean, self.nsd_ci95, self.nsd_per_class, self.nsd_worst_case),
+        }
+        mean, ci95, per_class, worst_case = parts[metric]
+        return MetricDrop(mean=mean, ci95=ci95, per_class=per_class, worst_case=worst_case)
 
 
 class Accuracy(Part):
@@ -125,14 +136,13 @@ class Control(Part):
     """What accuracy control decided.
 
     Attributes:
-        metric, max_drop: of the gate.
+        limits: of the gate.
         reached: whether a trial passed; if not, the best one was kept.
         float_layers: names of the layers that stay in float.
         trials: every choice that was measured.
     """
 
-    metric: str
-    max_drop: float
+    limits: Limits
     reached: bool
     float_layers: tuple[str, ...]
     trials: tuple[Trial, ...]

@@ -15,10 +15,11 @@ from mednext_edge.data.dataset import Case
 from mednext_edge.data.volume import Volume
 from mednext_edge.environment import environment
 from mednext_edge.errors import DataError, UsageError
-from mednext_edge.evaluation.bootstrap import Table, class_mean, paired_interval
+from mednext_edge.evaluation.bootstrap import Table, class_mean
+from mednext_edge.evaluation.drops import metric_drop
 from mednext_edge.evaluation.memory import PeakMemory
 from mednext_edge.evaluation.metrics import METRICS, Labels, agreement
-from mednext_edge.evaluation.report import Accuracy, CaseReport, Drop, EndToEnd, Report, Scores, WorstCase
+from mednext_edge.evaluation.report import Accuracy, CaseReport, Drop, EndToEnd, Report, Scores
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.runtime.engines import open as open_session
 from mednext_edge.runtime.predictor import Predictor
@@ -233,25 +234,10 @@ def _drop(
     exported: Sequence[Mapping[str, ByLabel]],
     names: Sequence[str],
 ) -> Drop:
-    before, after = ({metric: _table(scores, metric, names) for metric in METRICS} for scores in (baseline, exported))
-    means = {metric: _number(class_mean(before[metric]) - class_mean(after[metric])) for metric in METRICS}
-    intervals = {metric: paired_interval(before[metric], after[metric]) for metric in METRICS}
-    return Drop(
-        dice_mean=means["dice"],
-        ci95=intervals["dice"],
-        nsd_mean=means["nsd"],
-        nsd_ci95=intervals["nsd"],
-        worst_case=_worst(
-            [row.case for row in rows if row.exported is not None], before["dice"] - after["dice"], names
-        ),
+    cases = [row.case for row in rows if row.exported is not None]
+    return Drop.of(
+        **{m: metric_drop(_table(baseline, m, names), _table(exported, m, names), cases, names) for m in METRICS}
     )
-
-
-def _worst(cases: Sequence[str], drops: Table, names: Sequence[str]) -> WorstCase | None:
-    if not np.isfinite(drops).any():
-        return None
-    case, label = np.unravel_index(int(np.nanargmax(drops)), drops.shape)
-    return WorstCase(case=cases[int(case)], label=names[int(label)], drop=float(drops[case, label]))
 
 
 def _table(scores: Sequence[Mapping[str, ByLabel]], metric: str, names: Sequence[str]) -> Table:

@@ -10,6 +10,7 @@ from mednext_edge.data.dataset import Case
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import DataError, UsageError
 from mednext_edge.evaluation.gate import check_gate
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Report
 from mednext_edge.evaluation.validate import Compared, validate
 from mednext_edge.models.loaded import LoadedModel
@@ -64,7 +65,7 @@ def test_known_drop() -> None:
     # 64 of the 128 foreground voxels of one case differ.
     assert report.accuracy.voxel_agreement_foreground == pytest.approx((1 + 0.5 + 1) / 3)
     assert report.accuracy.voxel_agreement == pytest.approx(1 - 64 / (3 * 12 * 10 * 9))
-    result = check_gate(report, max_drop=0.1)
+    result = check_gate(report, Limits(mean=0.1))
     assert result.status == "failed"
     assert result.upper is not None and result.drop is not None and result.upper >= result.drop
 
@@ -100,7 +101,7 @@ def test_collapse_fails_the_gate_even_without_a_drop() -> None:
     report = validate(silent, CASES, baseline=ReadSession(np.zeros_like))
     assert report.accuracy is not None and report.accuracy.collapsed
     assert report.accuracy.drop is not None and report.accuracy.drop.dice_mean == 0
-    assert check_gate(report, max_drop=1).status == "failed"
+    assert check_gate(report, Limits(mean=1)).status == "failed"
 
 
 def test_silence_on_empty_cases_is_no_collapse() -> None:
@@ -114,7 +115,7 @@ def test_silence_on_empty_cases_is_no_collapse() -> None:
 
 def test_structures_invented_in_empty_cases_fail_the_gate() -> None:
     report = validate(ReadSession(np.ones_like), [case("a", 0 * block())], baseline=ReadSession())
-    assert check_gate(report, max_drop=1).status == "failed"
+    assert check_gate(report, Limits(mean=1)).status == "failed"
 
 
 def test_class_that_is_nowhere_is_left_out() -> None:

@@ -25,6 +25,7 @@ from mednext_edge.errors import (
     UnknownNameError,
     UsageError,
 )
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export import proof
 from mednext_edge.export.build import BuildRequest, run_build
@@ -64,7 +65,7 @@ def original(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFact
         precision="int8",
         calib=str(data),
         calib_samples=2,
-        max_drop=1.0,
+        limits=Limits(mean=1.0),
         out=out,
         build=BuildOptions(defer=True),
     )
@@ -85,7 +86,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def build(bundle: Path, **changes: Any) -> Any:
-    return run_build(replace(BuildRequest(bundle), max_drop=1.0, **changes), silent)
+    return run_build(replace(BuildRequest(bundle), **{"limits": Limits(mean=1.0), **changes}), silent)
 
 
 def image(patch: tuple[int, ...] = (16, 16, 16)) -> Any:
@@ -146,7 +147,7 @@ def test_a_deferral_that_nobody_asked_for_is_an_error_with_a_bundle(
 def test_build_finishes_a_deferred_bundle(tensorrt: Any, deferred: Path, data: Path, tiny_model: LoadedModel) -> None:
     graph = (deferred / "model.onnx").read_bytes()
     told: list[tuple[str, int, int]] = []
-    request = BuildRequest(deferred, validate=str(data), max_drop=1.0)
+    request = BuildRequest(deferred, validate=str(data), limits=Limits(mean=1.0))
     outcome = run_build(request, lambda *step: told.append(step))
     manifest = verify(deferred)
     assert outcome.manifest == manifest
@@ -349,7 +350,7 @@ def test_images_that_do_not_fit(tensorrt: Any, deferred: Path, data: Path, tmp_p
 
 
 def test_a_metric_that_is_none(tensorrt: Any, deferred: Path) -> None:
-    unchanged(deferred, lambda: build(deferred, metric="dize"), UnknownNameError, "Did you mean `dice`")
+    unchanged(deferred, lambda: build(deferred, limits=Limits(metric="dize")), UnknownNameError, "Did you mean `dice`")
 
 
 # TensorRT for RTX -------------------------------------------------------------------------------------------------

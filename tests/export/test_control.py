@@ -15,6 +15,7 @@ from mednext_edge.bundle import verify
 from mednext_edge.checkpoints import save
 from mednext_edge.errors import DataError, UsageError
 from mednext_edge.evaluation.bootstrap import Table
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.export.control import KEPT, AccuracyControl
 from mednext_edge.export.job import ExportOutcome, ExportRequest, GateFailure, run_export
 from mednext_edge.models.loaded import LoadedModel
@@ -35,7 +36,7 @@ def request_(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) 
         validate=data,
         calib_samples=2,
         int8_layers=("transposed", "norm", "strided"),
-        max_drop=0.01,
+        limits=Limits(mean=0.01),
         accuracy_control=True,
     )
 
@@ -112,7 +113,7 @@ def test_a_gate_out_of_reach_keeps_the_best_and_says_so(
 
 def test_what_it_measures_is_real(request_: ExportRequest, tmp_path: Path) -> None:
     """On its own images, with a gate that cannot fail: one trial, and the drop that the report has."""
-    report = run_export(replace(request_, out=tmp_path / "out", max_drop=1.0), quiet).report
+    report = run_export(replace(request_, out=tmp_path / "out", limits=Limits(mean=1.0)), quiet).report
     assert report is not None
     assert report.accuracy is not None
     assert report.accuracy.drop is not None

@@ -13,6 +13,7 @@ import torch
 from mednext_edge.bundle import read_manifest, verify
 from mednext_edge.checkpoints import save
 from mednext_edge.errors import AccuracyGateError, DataError, UnknownNameError, UsageError
+from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export import job, proof
 from mednext_edge.export.job import ExportRequest, run_export
@@ -64,7 +65,9 @@ def test_without_data_it_only_converts(request_: ExportRequest, tmp_path: Path) 
 
 
 def test_calibration_data_also_validates(request_: ExportRequest, data: Path) -> None:
-    outcome = run_export(replace(request_, precision="int8", calib=str(data), calib_samples=2, max_drop=1.0), quiet)
+    outcome = run_export(
+        replace(request_, precision="int8", calib=str(data), calib_samples=2, limits=Limits(mean=1.0)), quiet
+    )
     assert outcome.report is not None
     assert outcome.report.accuracy is not None
     assert outcome.report.accuracy.cases == outcome.report.accuracy.labelled == 1
@@ -194,7 +197,9 @@ def test_images_also_show_whether_float16_holds_the_network(
     request_: ExportRequest, data: Path, precision: str | None
 ) -> None:
     told: set[str] = set()
-    asked = replace(request_, target="trt", precision=precision, max_drop=1.0, build=BuildOptions(defer=True))
+    asked = replace(
+        request_, target="trt", precision=precision, limits=Limits(mean=1.0), build=BuildOptions(defer=True)
+    )
     outcome = run_export(replace(asked, validate=str(data)), lambda what, done, total: told.add(what))
     assert outcome.manifest is not None
     assert outcome.manifest.precision == (precision or "fp16")
