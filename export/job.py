@@ -142,7 +142,8 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             patch=patch,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
-    proof = Proof(model, cases, limits=request.limits, progress=progress, control=control)
+    notes = patches.notes if patches is not None and calibrated else ()
+    proof = Proof(model, cases, limits=request.limits, progress=progress, control=control, notes=notes)
     progress("convert", 0, 0)
     export(
         model,

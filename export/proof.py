@@ -42,6 +42,7 @@ class Proof:
         limits: what may be lost.
         progress: told of every step.
         control: what chose the layers in INT8, if anything did; its reports join the others.
+        notes: for the report.
 
     Attributes:
         report, gate: what came of it; None before `check`.
@@ -55,9 +56,10 @@ class Proof:
         limits: Limits,
         progress: Progress,
         control: AccuracyControl | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.baseline, self.cases, self.progress = baseline, cases, progress
-        self.control = control
+        self.control, self.notes = control, notes
         self.limits = limits
         self.report: Report | None = None
         self.gate: GateResult | None = None
@@ -74,7 +76,9 @@ class Proof:
             report = self._measure(session, manifest, timed=stand_in is None)
             layers = TARGETS[manifest.target].layers(session, folder / manifest.engine.file)
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        self.report = report.model_copy(update={"layers": layers, "size_mb": size, "stand_in": stand_in})
+        self.report = report.model_copy(
+            update={"layers": layers, "size_mb": size, "stand_in": stand_in, "notes": self.notes}
+        )
         if self.control is not None:
             self.report = self.control.describe(self.report)
             self.control.write(folder)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mednext_edge.data.dataset import Case
 from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import DataError
+from mednext_edge.quantize.suitability import Suitability
 from mednext_edge.task import Task
 
 Array = NDArray[np.float32]
@@ -37,6 +38,8 @@ class CalibrationSet:
     sha256: str
     foreground: int
     """How many patches are known to hold foreground; 0 when the cases have no labels."""
+    notes: tuple[str, ...] = ()
+    """What speaks against these images, a sentence each."""
 
 
 def default_count(patch: Sequence[int]) -> int:
@@ -64,7 +67,7 @@ def draw(
         progress: called as (patches done, patches in all).
 
     Raises:
-        DataError: no case, an image that does not fit the task, or images that hold one value only.
+        DataError: no case, an image that does not fit the task or is not finite, or images that hold one value only.
     """
     if not cases:
         raise DataError("found no calibration image; expected at least one, better twenty or more")
@@ -75,10 +78,12 @@ def draw(
     patches: list[Array] = []
     names: list[str] = []
     foreground = 0
+    suitability = Suitability(task)
     share, rest = divmod(count, len(cases))
     for position, index in enumerate(order[:count]):
         case = cases[int(index)]
         prepared = prepare(case.image(), task.preprocessing, case.labels() if case.labels is not None else None)
+        suitability.see(case.name, prepared)
         for _ in range(share + (position < rest)):
             cut, holds = _cut(prepared, size, task.model.spatial_dims, rng)
             foreground += holds
@@ -88,8 +93,10 @@ def draw(
             if progress is not None:
                 progress(len(patches), count)
     if all(float(p.std()) == 0 for p in patches):
-        raise DataError("every calibration patch holds one value only; expected images with contrast")
-    return CalibrationSet(tuple(patches), tuple(dict.fromkeys(names)), digest.hexdigest(), foreground)
+        why = "; ".join(("expected images with contrast", *suitability.notes()))
+        raise DataError(f"every calibration patch holds one value only; {why}")
+    cases_drawn = tuple(dict.fromkeys(names))
+    return CalibrationSet(tuple(patches), cases_drawn, digest.hexdigest(), foreground, suitability.notes())
 
 
 def _cut(prepared: Prepared, patch: tuple[int, ...], dims: int, rng: np.random.Generator) -> tuple[Array, bool]:

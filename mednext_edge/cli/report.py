@@ -37,6 +37,8 @@ def show_report(report: Report) -> None:
     show_facts("", facts)
     if report.stand_in is not None:
         say(f"note: {report.stand_in}", "yellow")
+    for note in report.notes:
+        say(f"note: {note}", "yellow")
 
 
 def _scores(models: list[tuple[str, Scores]], label: str) -> list[str]:

@@ -16,6 +16,8 @@ def to_markdown(report: Report) -> str:
     sections = ["# Report", NOTICE]
     if report.stand_in is not None:
         sections.append(f"Of the accuracy below: {report.stand_in}.")
+    if report.notes:
+        sections.append("\n".join(f"- Note: {note}." for note in report.notes))
     if report.accuracy is not None:
         sections += _accuracy(report.accuracy)
     sections += _speed(report)

@@ -152,10 +152,11 @@ class Report(Part):
     """Everything measured; `peak_memory_mb` and `size_mb` are in 1e6 bytes.
 
     `stand_in` says what ran in place of an engine that cannot run on the machine of the export; None when the engine
-    itself ran.
+    itself ran. `notes` are what a reader of the figures should know besides, a sentence each.
     """
 
     stand_in: str | None = None
+    notes: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
     per_case: tuple[CaseReport, ...] = ()
     latency: Latency | None = None
