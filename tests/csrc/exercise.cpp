@@ -216,6 +216,24 @@ void streams(const char* path, const mednext_image& image, const float* voxels) 
   CHECK(mednext_stream_finish(stream, room.data(), kVoxels) == MEDNEXT_E_ARGUMENT);
   CHECK(mednext_stream_close(stream) == MEDNEXT_OK && mednext_stream_close(stream) == MEDNEXT_E_CLOSED);
 
+  // A callback may close its own stream, and not finish it.
+  static mednext_stream* own;
+  static std::atomic<bool> called;
+  called = false;
+  mednext_segment_options options = MEDNEXT_SEGMENT_OPTIONS_INIT;
+  options.progress = [](int64_t, int64_t, void*) {
+    std::vector<uint16_t> labels(kVoxels);
+    if (mednext_stream_finish(own, labels.data(), kVoxels) == MEDNEXT_E_ARGUMENT) mednext_stream_close(own);
+    called = true;
+    return 0;
+  };
+  mednext_stream_info info = MEDNEXT_STREAM_INFO_INIT;
+  CHECK(mednext_stream_open(model.handle(), &image, &options, &own) == MEDNEXT_OK);
+  CHECK(mednext_stream_describe(own, &info) == MEDNEXT_OK);
+  CHECK(mednext_stream_push(own, 0, kZ, voxels) == MEDNEXT_OK);
+  while (!info.reason[0] && !called) std::this_thread::yield();
+  CHECK(mednext_stream_close(own) == (info.reason[0] ? MEDNEXT_OK : MEDNEXT_E_CLOSED));
+
   // Left in the middle, by its owner or because the model went.
   for (const bool whole : {false, true}) {
     mednext_model* short_lived = nullptr;

@@ -153,6 +153,8 @@ void Stream::work() {
 void Stream::finish(uint16_t* labels, size_t count) {
   if (count != static_cast<size_t>(voxels(image_.shape)))
     fail(MEDNEXT_E_ARGUMENT, "found room for ", count, " labels; expected ", voxels(image_.shape));
+  if (worker_.get_id() == std::this_thread::get_id())
+    fail(MEDNEXT_E_ARGUMENT, "a progress callback cannot finish its own stream; do so in another thread");
   std::unique_lock<std::mutex> lock(mutex_);
   if (finished_) fail(MEDNEXT_E_ARGUMENT, "the stream is finished; open another one for the next volume");
   if (failure_) std::rethrow_exception(failure_);
