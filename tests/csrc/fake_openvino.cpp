@@ -1,8 +1,8 @@
 // OpenVINO's C API around a network that is one line long, so that sanitizers see this project's code alone.
 //
 // The text of model.xml says what the network does: `classes N`, and maybe `nan`, `fail`, or `slow N` (milliseconds a
-// patch). Its logits are -(x - c)^2 for class c and the first channel x. FAKE_OPENVINO_TRACE names a file that every
-// patch is appended to as it arrived.
+// patch). Its logits are -(x - c)^2 for class c and the first channel x; a single one is x - 1. FAKE_OPENVINO_TRACE
+// names a file that every patch is appended to as it arrived.
 #include <chrono>
 #include <cstdarg>
 #include <cstdint>
@@ -129,7 +129,7 @@ API int ov_infer_request_infer(ov_infer_request* request) {
   for (int64_t c = 0; c < request->model.classes; ++c)
     for (size_t i = 0; i < voxels; ++i) {
       const float d = request->input[i] - static_cast<float>(c);
-      request->output[static_cast<size_t>(c) * voxels + i] = -d * d;
+      request->output[static_cast<size_t>(c) * voxels + i] = request->model.classes == 1 ? d - 1 : -d * d;
     }
   if (request->model.nan) request->output.back() = std::strtof("nan", nullptr);
   return 0;

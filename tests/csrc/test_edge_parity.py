@@ -105,6 +105,20 @@ def test_slices(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
     compare(fake_edge, mirrored, fake_task(recipe, patch=(16, 12), mirror_axes=(1,)), volume, mirror=True)
 
 
+def test_stretched_slices(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
+    """Every slice of a stack to one size, larger along one axis and smaller along the other."""
+    for order in (1, 3):
+        recipe = Preprocessing(size=(24, 18), normalization=(CT,), crop_nonzero=False, image_order=order)
+        (folder := tmp_path / str(order)).mkdir()
+        compare(fake_edge, folder, fake_task(recipe, patch=(24, 18)), Volume(blobs((4, 30, 13)), np.array(ROTATED)))
+
+
+@pytest.mark.parametrize("average", ["softmax", "logits"])
+def test_a_single_logit(fake_edge: EdgeLibrary, tmp_path: Path, average: str) -> None:
+    task = fake_task(Preprocessing(normalization=(NONE,)), classes=1, average=average)
+    compare(fake_edge, tmp_path, task, Volume(blobs((20, 22, 19)), np.array(SWAPPED)))
+
+
 def test_an_empty_image_is_background(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
     volume = Volume(np.zeros((1, 9, 20, 11), np.float32), np.array(ROTATED))
     task = fake_task(Preprocessing(normalization=(Normalization(masked=True),)))
