@@ -198,7 +198,7 @@ def train(
     from mednext_edge.training.plan import TrainingPlan
     from mednext_edge.training.size import size_run
     from mednext_edge.training.start import start_name, start_network
-    from mednext_edge.training.state import RunFolder
+    from mednext_edge.training.state import RunFolder, saved_plan
     from mednext_edge.training.task import make_task, plan_preprocessing
     from mednext_edge.training.team import join
 
@@ -226,6 +226,10 @@ def train(
         size = size or teacher.task.inference.patch
         variant, kernel = teacher.task.model.variant, teacher.task.model.kernel_size
         epochs, steps, lr = epochs or 10, steps or 25, lr or 1e-4
+    # What was planned from the memory that was free then holds for a run that goes on.
+    before = saved_plan(out / "fold_0" if cross_validate else out) if resume else None
+    if before is not None:
+        size, batch = size or before.patch, batch or before.batch
     source = first or small or teacher
     # Planned from all cases, as nnU-Net does, so that the folds make one ensemble.
     everything = take_all(dataset) if fold or cross_validate else dataset

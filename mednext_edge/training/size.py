@@ -62,7 +62,8 @@ def size_run(
     if spec is None:
         spec = make_task(dataset, trial, recipe).model
     memory = step_memory(spec, trial.patch, half=half, checkpointed=trial.checkpoint_gradients, ema=trial.ema > 0)
-    usable = free_memory(device)
+    # GPUs are one a process; the memory of a CPU is shared by all of them.
+    usable = free_memory(device) // (1 if device.startswith("cuda") else processes)
     parts = processes * trial.accumulate
     shapes = [size] if size else _shapes(dataset, recipe)
     patch, chosen = plan_size(

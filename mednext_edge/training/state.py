@@ -147,6 +147,21 @@ class RunFolder:
             ) from error
 
 
+def saved_plan(path: Path) -> TrainingPlan | None:
+    """The plan of the run in a folder; None where there is none.
+
+    Raises:
+        CheckpointError: `plan.json` is damaged.
+    """
+    file = path / PLAN
+    if not file.exists():
+        return None
+    try:
+        return TrainingPlan(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); choose another --out to start anew") from error
+
+
 def _dump(plan: TrainingPlan) -> str:
     return json.dumps(plan.to_dict(), indent=2)
 

@@ -33,6 +33,10 @@ def test_run_leaves_a_model_for_the_other_commands(edge: Cli, dataset: Path, tmp
     assert (finished.code, finished.json["last"]) == (0, done.json["last"])
     assert (out / "weights.safetensors").read_bytes() == weights
 
+    # Patch and batch, planned anew, might be others: those of the run hold.
+    bare = ["--epochs", 1, "--steps", 2, "--no-augment"]
+    assert edge("train", dataset, *bare, "-o", out, "--seed", 7, "--resume").code == 0
+
     again = edge("train", dataset, *SHORT, "-o", out, "--seed", 7)
     assert again.code == 2
     assert "--resume" in again.err

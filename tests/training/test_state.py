@@ -15,7 +15,7 @@ from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import CheckpointError, DataError, UsageError
 from mednext_edge.training.plan import TrainingPlan
-from mednext_edge.training.state import BEST, LAST, LOG, PLAN, SUBJECT, Counters, RunFolder
+from mednext_edge.training.state import BEST, LAST, LOG, PLAN, SUBJECT, Counters, RunFolder, saved_plan
 
 from .blobs import plan, task_for
 
@@ -100,6 +100,16 @@ def test_another_task_or_other_cases_are_refused(tmp_path: Path) -> None:
         folder.begin(task_for(DATA, channels=8), DATA)
     (tmp_path / SUBJECT).unlink()  # a run of an earlier version has none
     folder.begin(TASK, more)
+
+
+def test_the_saved_plan(tmp_path: Path) -> None:
+    assert saved_plan(tmp_path) is None
+    started(tmp_path, plan(batch=6))
+    assert saved_plan(tmp_path) == plan(batch=6)
+    for content in ("no json", '{"batch": 0}', '{"speed": 3}', "[]"):
+        (tmp_path / PLAN).write_text(content)
+        with pytest.raises(CheckpointError, match=r"plan\.json is damaged"):
+            saved_plan(tmp_path)
 
 
 def test_resume_of_nothing_starts(tmp_path: Path) -> None:
