@@ -2,8 +2,9 @@
 
     python benchmarks/training_kill.py --kills 20 --out kill.json
 
-Moments are drawn in time, so that a kill also meets the preparation of a batch, a validation and the writing of a
-checkpoint. FP32 on the CPU, one thread; the two must agree bit for bit, in weights, averaged weights and log.
+Each attempt is killed a random part of a second after a random one of its steps, so that kills meet the steps, the
+preparation of a batch, validations and the writing of checkpoints. FP32 on the CPU, one thread; the two must agree bit
+for bit, in weights, averaged weights, the optimiser's moments and the log.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
@@ -30,35 +32,47 @@ from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.state import BEST, LAST, LOG
 from tests.training.blobs import plan, task_for, write_blobs
 
+MOST_STEPS = 4
+"""Of an attempt; two make an epoch."""
+LATEST_S = 0.5
+
 
 def tiny(epochs: int) -> TrainingPlan:
     return plan(epochs=epochs, steps=2, batch=2, ema=0.9, accumulate=2, validate_every=3)
 
 
-def run(data: Path, out: Path, epochs: int) -> None:
-    """One process's attempt, from the start or from the last whole epoch."""
+def run(data: Path, out: Path, epochs: int, steps: Synchronized[int] | None = None) -> None:
+    """One process's attempt, from the start or from the last whole epoch; it counts its steps in `steps`."""
     torch.set_num_threads(1)
     dataset = open_dataset(data)
-    train(dataset, task_for(dataset), tiny(epochs), out, resume=True)
+
+    def count(_: object) -> None:
+        if steps is not None:
+            steps.value += 1
+
+    train(dataset, task_for(dataset), tiny(epochs), out, resume=True, on_step=count)
 
 
-def killed(data: Path, out: Path, epochs: int, kills: int, seed: int, usual: float) -> list[dict[str, object]]:
-    """Runs until done, killed `kills` times, each within `usual` seconds; where each kill struck."""
+def killed(data: Path, out: Path, epochs: int, kills: int, seed: int) -> list[dict[str, object]]:
+    """Runs until done, killed `kills` times; where each kill struck."""
     rng, struck = random.Random(seed), []
-    context = multiprocessing.get_context("fork")  # the libraries are loaded already: kills meet the run itself
+    context = multiprocessing.get_context("fork")  # the libraries are loaded already: an attempt begins at once
     while True:
-        process = context.Process(target=run, args=(data, out, epochs))
-        began = time.monotonic()
+        steps = context.Value("i", 0)
+        process = context.Process(target=run, args=(data, out, epochs, steps))
         process.start()
-        wait = rng.uniform(0, usual) if len(struck) < kills else None
-        process.join(wait)
-        if process.exitcode is None:
+        wanted = rng.randint(1, MOST_STEPS)
+        while process.is_alive() and (steps.value < wanted or len(struck) == kills):
+            time.sleep(0.005)
+        if process.is_alive():
+            time.sleep(rng.uniform(0, LATEST_S))
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
-            process.join()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             log = (out / LOG).read_text().splitlines() if (out / LOG).exists() else []
             temporary = sorted(f.name for f in out.glob(".*.tmp"))
-            struck.append({"after_s": time.monotonic() - began, "epochs_done": len(log), "half_written": temporary})
+            struck.append({"after_step": steps.value, "epochs_done": len(log), "half_written": temporary})
             continue
         if process.exitcode != 0:
             raise SystemExit(f"an attempt ended with exit code {process.exitcode} after {len(struck)} kills")
@@ -103,13 +117,11 @@ def main() -> None:
         folder = Path(place)
         data = write_blobs(folder / "data", cases=5)
         process = multiprocessing.get_context("fork").Process(target=run, args=(data, folder / "whole", asked.epochs))
-        began = time.monotonic()
         process.start()
         process.join()
-        seconds = time.monotonic() - began
         if process.exitcode:
             raise SystemExit("the run without kills failed")
-        struck = killed(data, folder / "killed", asked.epochs, asked.kills, asked.seed, 4 * seconds / asked.epochs)
+        struck = killed(data, folder / "killed", asked.epochs, asked.kills, asked.seed)
         agreed = same(folder / "whole", folder / "killed")
     result = {"kills": len(struck), "agreed": agreed, "struck": struck, "environment": environment()}
     print(json.dumps({"kills": len(struck), "agreed": agreed}, indent=2))
