@@ -69,6 +69,7 @@ add_library(mednext_cuda SHARED
   ${csrc}/kernels/dwconv3d_direct.cu
   ${csrc}/kernels/dwconv3d_banded.cu
   ${csrc}/kernels/dwconv3d_transposed.cu
+  ${csrc}/kernels/dwconv3d_int8.cu
   ${csrc}/kernels/ffn.cu
   ${csrc}/kernels/dwconv3d_general.cu
   ${csrc}/runtime/cuda_api.cu)

@@ -20,7 +20,7 @@ from mednext_edge.errors import MednextEdgeError, TargetUnavailableError
 LIBRARY = "mednext_cuda.dll" if sys.platform == "win32" else "libmednext_cuda.so"
 OVERRIDE = "MEDNEXT_CUDA_LIBRARY"
 """Environment variable with the path of a library to use in place of the installed one."""
-ABI = 3
+ABI = 4
 """`MEDNEXT_CUDA_ABI` of the header that this file was written to."""
 LARGEST_KERNEL = 31
 
@@ -33,6 +33,7 @@ class DType(IntEnum):
     F32 = 0
     F16 = 1
     BF16 = 2
+    I8 = 3
 
 
 class ComputePath(IntEnum):
@@ -75,6 +76,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "workspace_bytes": (_LAYER, ctypes.c_int, ctypes.POINTER(_SIZE)),
     "forward": (_LAYER, *(_POINTER,) * 4, _POINTER),
     "forward_stats": (_LAYER, *(_POINTER,) * 6, _POINTER, _SIZE, _POINTER),
+    "forward_int8": (_LAYER, *(_POINTER,) * 5, _POINTER),
     "grad_input": (_LAYER, *(_POINTER,) * 3, _POINTER),
     "grad_weight": (_LAYER, *(_POINTER,) * 3, _POINTER, _SIZE, _POINTER),
 }

@@ -18,6 +18,7 @@ from mednext_edge.ops import cuda_library
 from mednext_edge.ops.cuda_library import ComputePath, DType, Layer, Pass
 
 DTYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16}
+_TYPES = DTYPES | {torch.int8: DType.I8}
 
 
 def takes(x: Tensor, kernel: int) -> bool:
@@ -38,6 +39,24 @@ def convolution(
     layer = _layer(x, x.shape[2:], weight.shape[-1], stride, path=path)
     y = _output(x, layer)
     _call("forward", layer, x, taps(weight), float_vector(bias), y)
+    return y
+
+
+def convolution_int8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    *,
+    path: ComputePath = ComputePath.AUTO,
+) -> Tensor:
+    """int8 [N, C, *n], [C, 1, k, k, k] and float32 [C], [C] -> int8 [N, C, *m], channels-last."""
+    x = channels_last(x)
+    layer = _layer(x, x.shape[2:], weight.shape[-1], stride, path=path)
+    y = _output(x, layer)
+    order = weight.squeeze(1).permute(1, 2, 3, 0).contiguous()
+    _call("forward_int8", layer, x, order, float_vector(scale), float_vector(bias), y)
     return y
 
 
@@ -119,7 +138,7 @@ def _layer(
     transposed: bool = False,
     path: ComputePath = ComputePath.AUTO,
 ) -> Layer:
-    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, transposed, DTYPES[x.dtype], path)
+    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, transposed, _TYPES[x.dtype], path)
 
 
 def _output(x: Tensor, layer: Layer) -> Tensor:

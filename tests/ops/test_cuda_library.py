@@ -50,7 +50,7 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_constants_follow_the_header() -> None:
     constants = {name: int(value) for name, value in re.findall(r"MEDNEXT_(\w+) = (-?\d+)", HEADER)}
-    assert {name: constants[name] for name in ("F32", "F16", "BF16")} == {t.name: t.value for t in DType}
+    assert {name: constants[name] for name in ("F32", "F16", "BF16", "I8")} == {t.name: t.value for t in DType}
     assert {p.name: p.value for p in Pass} == {name: constants[name] for name in ("FORWARD_STATS", "GRAD_WEIGHT")}
     assert constants["CUDA_ABI"] == cuda_library.ABI
     assert f"1 .. {cuda_library.LARGEST_KERNEL}" in HEADER

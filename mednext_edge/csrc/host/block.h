@@ -206,6 +206,12 @@ inline void write_pair(void* to, uint32_t low, uint32_t high) {
   std::memcpy(to, words, sizeof words);
 }
 
+inline uint32_t even_bytes(uint32_t low, uint32_t high) {
+  return (low & 0xffu) | (low >> 8 & 0xff00u) | (high & 0xffu) << 16 | (high >> 16 & 0xffu) << 24;
+}
+
+inline uint32_t odd_bytes(uint32_t low, uint32_t high) { return even_bytes(low >> 8, high >> 8); }
+
 inline float saturate(float value) { return value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f; }
 
 inline void copy_async(char* shared, const void* global, bool inside) {

@@ -1,5 +1,5 @@
 /* The halves of a MedNeXt block on a GPU behind a plain C interface: depthwise 3-D convolution, forward and backward,
- * and the feed-forward half of a block, forward.
+ * and forward in int8; and the feed-forward half of a block, forward.
  *
  * Layout. Activations x, y and their gradients are contiguous [N][D][H][W][C] (channels last) in `dtype`.
  * Of a depthwise layer weights, bias, statistics and the weight gradient are always float: weights [K][K][K][C]
@@ -34,14 +34,15 @@
 extern "C" {
 #endif
 
-enum { MEDNEXT_F32 = 0, MEDNEXT_F16 = 1, MEDNEXT_BF16 = 2 };
+/* MEDNEXT_I8 is for mednext_dwconv3d_forward_int8 alone. */
+enum { MEDNEXT_F32 = 0, MEDNEXT_F16 = 1, MEDNEXT_BF16 = 2, MEDNEXT_I8 = 3 };
 
 enum {
   MEDNEXT_E_POINTER = -1,   /* a pointer that must be given is null, or not aligned to its element */
   MEDNEXT_E_SHAPE = -2,     /* a size below 1, or a tensor too large for the grid */
   MEDNEXT_E_KERNEL = -3,    /* kernel is not odd, or not in 1 .. 31 */
   MEDNEXT_E_STRIDE = -4,    /* stride is not 1 or 2, or a transposed convolution of stride 1 */
-  MEDNEXT_E_DTYPE = -5,     /* not one of MEDNEXT_F32, F16, BF16 */
+  MEDNEXT_E_DTYPE = -5,     /* not one of MEDNEXT_F32, F16, BF16; in int8 not MEDNEXT_I8 */
   MEDNEXT_E_WORKSPACE = -6, /* smaller than mednext_dwconv3d_workspace_bytes says */
   MEDNEXT_E_CHANNELS = -7,  /* channels, hidden or out that mednext_ffn_forward has no kernel for */
   MEDNEXT_E_LAYOUT = -8,    /* of mednext_ffn_forward: a tensor or a stride that is no multiple of 16 bytes, or a
@@ -54,8 +55,9 @@ enum {
  *   TENSOR  products of tensor cores: stride 1, kernels 3, 5 and 7, half and bfloat16. The weights are rounded to
  *           dtype first. A value that is not finite may make outputs not a number up to 3 voxels further along y and x
  *           than the kernel reaches.
+ *           In int8 there is no rounding, and TENSOR takes the same layers; FMA is right, but slow.
  *   AUTO    TENSOR if it computes the layer and the output fills at least half of its tiles, of 32 x 8 voxels (x, y)
- *           at kernels 3 and 5 and 16 x 8 at kernel 7; FMA otherwise */
+ *           at kernels 3 and 5 and 16 x 8 at kernel 7; FMA otherwise. In int8 TENSOR whatever its tiles hold */
 enum { MEDNEXT_PATH_AUTO = 0, MEDNEXT_PATH_FMA = 1, MEDNEXT_PATH_TENSOR = 2 };
 
 /* Passes that need a workspace. */
@@ -79,7 +81,7 @@ typedef struct {
 } mednext_ffn;
 
 /* Changes whenever a function or a struct above does. */
-enum { MEDNEXT_CUDA_ABI = 3 };
+enum { MEDNEXT_CUDA_ABI = 4 };
 MEDNEXT_CUDA_API int mednext_cuda_abi(void);
 
 /* What a returned value means, in words; never null. */
@@ -97,6 +99,12 @@ MEDNEXT_CUDA_API int mednext_dwconv3d_forward(const mednext_dwconv3d* layer, con
 MEDNEXT_CUDA_API int mednext_dwconv3d_forward_stats(const mednext_dwconv3d* layer, const void* x, const float* weight,
                                                     const float* bias, void* y, float* mean, float* moment,
                                                     void* workspace, size_t workspace_bytes, void* stream);
+
+/* y = conv(x, weight) * scale + bias, rounded to the nearest even integer and kept within -128 .. 127. Layer's dtype is
+ * MEDNEXT_I8. weight is int8 [K][K][K][C]; products are summed in int32; scale and bias are float [C], and bias, in units
+ * of y, may be null. */
+MEDNEXT_CUDA_API int mednext_dwconv3d_forward_int8(const mednext_dwconv3d* layer, const int8_t* x, const int8_t* weight,
+                                                   const float* scale, const float* bias, int8_t* y, void* stream);
 
 /* dx from dy. */
 MEDNEXT_CUDA_API int mednext_dwconv3d_grad_input(const mednext_dwconv3d* layer, const void* dy, const float* weight,

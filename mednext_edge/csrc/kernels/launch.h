@@ -38,6 +38,14 @@ struct WeightTensors {
   float* partials;
 };
 
+struct Int8Tensors {
+  const int8_t* x;
+  const int8_t* weight;
+  const float* scale;
+  const float* bias;
+  int8_t* y;
+};
+
 struct FfnTensors {
   const void* a;
   const float* mean;
@@ -76,6 +84,9 @@ int sum_partials(const float* partials, float* sum, int64_t blocks, int64_t size
 bool takes_banded(const Problem& problem);
 bool fills_banded(const Problem& problem);
 
+// `banded`: on tensor cores.
+int run_int8(const Problem& problem, const Int8Tensors& tensors, bool banded, void* stream);
+
 // 0 when there is a kernel for these channels and this type.
 int find_ffn(const mednext_ffn& ffn);
 int run_ffn(const mednext_ffn& ffn, const FfnTensors& tensors, void* stream);
@@ -84,7 +95,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-inline int element_bytes(int dtype) { return dtype == MEDNEXT_F32 ? 4 : 2; }
+inline int element_bytes(int dtype) { return dtype == MEDNEXT_F32 ? 4 : dtype == MEDNEXT_I8 ? 1 : 2; }
 
 // Whether every voxel's channels start at 16 bytes.
 inline bool wide_rows(const void* x, const Problem& p) {

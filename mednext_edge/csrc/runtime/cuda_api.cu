@@ -15,10 +15,11 @@ bool axis_fits(int64_t size) { return size >= 1 && size <= LARGEST_AXIS; }
 bool plane_fits(const Extent& size, int64_t c) { return static_cast<int64_t>(size.h) * size.w <= LARGEST_PLANE / c; }
 
 // The layer's forward pass, or what is wrong with it.
-int forward_problem(const mednext_dwconv3d* layer, Problem* problem) {
+int forward_problem(const mednext_dwconv3d* layer, Problem* problem, bool integers = false) {
   if (!layer) return MEDNEXT_E_POINTER;
   const mednext_dwconv3d& l = *layer;
-  if (l.dtype != MEDNEXT_F32 && l.dtype != MEDNEXT_F16 && l.dtype != MEDNEXT_BF16) return MEDNEXT_E_DTYPE;
+  const bool is_float = l.dtype == MEDNEXT_F32 || l.dtype == MEDNEXT_F16 || l.dtype == MEDNEXT_BF16;
+  if (integers ? l.dtype != MEDNEXT_I8 : !is_float) return MEDNEXT_E_DTYPE;
   if (l.kernel < 1 || l.kernel > LARGEST_KERNEL || l.kernel % 2 == 0) return MEDNEXT_E_KERNEL;
   const bool transposed = l.transposed != 0;
   if (l.stride < 1 || l.stride > 2 || (transposed && l.stride == 1)) return MEDNEXT_E_STRIDE;
@@ -68,7 +69,7 @@ Problem grad_weight_problem(const Problem& forward) {
 
 bool banded(const Problem& p) {
   if (p.path != MEDNEXT_PATH_AUTO) return p.path == MEDNEXT_PATH_TENSOR;
-  return takes_banded(p) && fills_banded(p);
+  return takes_banded(p) && (p.dtype == MEDNEXT_I8 || fills_banded(p));
 }
 
 int plan_conv(const Problem& p, Plan* plan) {
@@ -131,7 +132,8 @@ const char* mednext_cuda_error(int code) {
     case MEDNEXT_E_STRIDE:
       return "the stride is not 1 or 2, or not 2 in a transposed convolution";
     case MEDNEXT_E_DTYPE:
-      return "the data type is not one of half, bfloat16 and, for depthwise layers alone, float";
+      return "the data type is not one of half, bfloat16 and, for depthwise layers alone, float; int8 has its own "
+             "function";
     case MEDNEXT_E_WORKSPACE:
       return "the workspace is too small; ask mednext_dwconv3d_workspace_bytes on the same device";
     case MEDNEXT_E_CHANNELS:
@@ -192,6 +194,14 @@ int mednext_dwconv3d_forward_stats(const mednext_dwconv3d* layer, const void* x,
   float* partials = static_cast<float*>(workspace);
   if (const int error = run_conv(problem, plan, {x, weight, bias, y, partials, false}, stream)) return error;
   return merge_moments(problem, plan, partials, mean, moment, stream);
+}
+
+int mednext_dwconv3d_forward_int8(const mednext_dwconv3d* layer, const int8_t* x, const int8_t* weight,
+                                  const float* scale, const float* bias, int8_t* y, void* stream) {
+  Problem problem;
+  if (const int error = forward_problem(layer, &problem, true)) return error;
+  if (!x || !weight || !usable(scale, 4) || !aligned(bias, 4) || !y) return MEDNEXT_E_POINTER;
+  return run_int8(problem, {x, weight, scale, bias, y}, banded(problem), stream);
 }
 
 int mednext_dwconv3d_grad_input(const mednext_dwconv3d* layer, const void* dy, const float* weight, void* dx,

@@ -31,13 +31,14 @@ struct RawWindow {
   }
 };
 
-// Turned over: [channel][row][x], rows without a gap, channels PITCH bytes apart, so that what eight lanes write at
-// once lies in different banks.
+// Turned over: [channel][row][x], rows without a gap, channels PITCH bytes apart, so that what lanes write at once lies
+// in different banks: 16 bytes a lane in half precision, twice 8 in int8, where a matrix holds pairs of channels.
 template <class T, class Raw>
 struct ChannelWindow {
   static constexpr int ELEMENT = static_cast<int>(sizeof(typename T::Element));
-  static constexpr int ROW_BYTES = Raw::WIDTH * ELEMENT, LEAST = Raw::GROUPS * 32 * ELEMENT;
-  static constexpr int PITCH = LEAST / 128 * 128 + (LEAST % 128 <= 64 ? 64 : 192), BYTES = BAND_CHANNELS * PITCH;
+  static constexpr int ROW_BYTES = Raw::WIDTH * ELEMENT, GROUP = 32 * ELEMENT, LEAST = Raw::GROUPS * GROUP;
+  static constexpr int PITCH = ELEMENT == 1 ? LEAST + 16 : LEAST / 128 * 128 + (LEAST % 128 <= 64 ? 64 : 192);
+  static constexpr int BYTES = BAND_CHANNELS * PITCH;
 
   // Turning over: where a thread of so many warps reads and writes in its first group, as one word. Its others follow
   // STEP groups apart.
@@ -51,7 +52,8 @@ struct ChannelWindow {
       const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
       const int warp = thread_index() / 32, piece = warp % Raw::PIECES, group = warp / Raw::PIECES;
       const int from = group * Raw::GROUP_BYTES + Raw::place_in_group(lane / 8, lane % 8, piece);
-      const int to = (8 * piece + g) * PITCH + group * 64 + t * 16;
+      const int channel = ELEMENT == 1 ? 2 * g : 8 * piece + g;
+      const int to = channel * PITCH + group * GROUP + t * GROUP / 4;
       return static_cast<uint32_t>(from) | static_cast<uint32_t>(to) << 16;
     }
 
@@ -62,7 +64,14 @@ struct ChannelWindow {
         if (thread_index() / 32 / Raw::PIECES + i * STEP >= Raw::GROUPS) break;
         Piece eight;
         read_transposed(raw + i * STEP * Raw::GROUP_BYTES, eight.words);
-        write_piece(planes + i * STEP * 64, eight);
+        char* to = planes + i * STEP * GROUP;
+        if constexpr (ELEMENT == 1) {
+          const auto& w = eight.words;
+          write_pair(to, even_bytes(w[0], w[1]), even_bytes(w[2], w[3]));
+          write_pair(to + PITCH, odd_bytes(w[0], w[1]), odd_bytes(w[2], w[3]));
+        } else {
+          write_piece(to, eight);
+        }
       }
     }
   };

@@ -20,6 +20,12 @@ struct ConvArgs {
   bool packed;  // see RowWriter
 };
 
+// In int8 `weight` and `partials` are null, and `bias` is added after the scale.
+struct Int8Args : ConvArgs {
+  const int8_t* taps;  // [K^3][C]
+  const float* scale;  // [C]
+};
+
 // Block `block` of tiles_x * tiles_y * chunks, x fastest so that neighbours share their halo in L2.
 struct Place {
   int x0, y0, z0, z1, c0, n;

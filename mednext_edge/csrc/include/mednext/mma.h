@@ -8,6 +8,9 @@
 //   c0 .. c3   row g for c0, c1, g + 8 for the others; column 2t + i % 2        (sums and start)
 // So the sums of two products side by side, rounded and packed, are the `a` of a next product.
 //
+// With integers b has 32 rows and a 32 columns, sums are int32, and a word holds four elements where it held two:
+// columns of a and rows of b are 4t + i % 4, and 16 more in the second half ("... m16n8k32 with integer type").
+//
 // All 32 lanes of a warp come here together. The host adds up the exact products in float, one after the other.
 #pragma once
 
@@ -40,6 +43,17 @@ MEDNEXT_DEVICE void mma<BF16>(float (&sums)[4], const uint32_t (&a)[4], uint32_t
 }
 
 #undef MEDNEXT_MMA
+
+template <class T>
+MEDNEXT_DEVICE void mma(int32_t (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                        const int32_t (&start)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %11, %12, %13};\n"
+      : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(start[0]), "r"(start[1]), "r"(start[2]),
+        "r"(start[3]));
+}
 
 // Four matrices of 8 rows of 16 bytes in shared memory, each turned over: lane l says where row l % 8 of matrix l / 8
 // lies, and gets of every matrix the 2-byte elements g of rows 2t and 2t + 1 in one word.
@@ -94,6 +108,28 @@ void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, con
         const float *one = left[t] + half * 4, *other = right[t] + half * 2;
         sum += one[0] * other[0];
         sum += one[1] * other[1];
+      }
+    }
+    sums[i] = sum;
+  }
+}
+
+template <class T>
+void mma(int32_t (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&start)[4]) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  float held[6];  // bits alone
+  std::memcpy(held, words, sizeof words);
+  warp_exchange(held);
+  const int lane = thread_index() % 32;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    int32_t sum = start[i];
+    for (int t = 0; t < 4; ++t) {
+      for (int half = 0; half < 2; ++half) {
+        int8_t one[4], other[4];
+        std::memcpy(one, exchanged(row % 8 * 4 + t) + half * 2 + row / 8, 4);
+        std::memcpy(other, exchanged(column * 4 + t) + 4 + half, 4);
+        for (int k = 0; k < 4; ++k) sum += one[k] * other[k];
       }
     }
     sums[i] = sum;

@@ -29,7 +29,7 @@ class PivotSums {
   template <int COUNT>
   MEDNEXT_DEVICE void add(const float (&values)[COUNT], unsigned valid, bool first) {
     constexpr unsigned ALL = (1u << COUNT) - 1;
-    if (first && valid != 0) {
+    if (first && (valid & 1)) {
       int count = 0;
       float sum = 0;
 #pragma unroll

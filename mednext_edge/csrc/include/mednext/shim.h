@@ -59,6 +59,10 @@ MEDNEXT_DEVICE void write_pair(void* to, uint32_t low, uint32_t high) {
   *static_cast<uint2*>(to) = make_uint2(low, high);
 }
 
+// Bytes 0 and 2 of both words, or 1 and 3.
+MEDNEXT_DEVICE uint32_t even_bytes(uint32_t low, uint32_t high) { return __byte_perm(low, high, 0x6420); }
+MEDNEXT_DEVICE uint32_t odd_bytes(uint32_t low, uint32_t high) { return __byte_perm(low, high, 0x7531); }
+
 // To [0, 1]; not-a-number to 0.
 MEDNEXT_DEVICE float saturate(float value) { return __saturatef(value); }
 

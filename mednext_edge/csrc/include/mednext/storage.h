@@ -3,6 +3,7 @@
 // On the host, half (IEEE 754 binary16) and bfloat16 are converted bit by bit, rounded to nearest even as on a GPU.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "mednext/shim.h"
@@ -128,6 +129,18 @@ struct BF16 {
   MEDNEXT_DEVICE static void unpack(uint32_t word, float (&values)[2]) {
     values[0] = bits::as_float(word << 16);
     values[1] = bits::as_float(word & 0xffff0000u);
+  }
+};
+
+// Integers: multiplied as they are, summed in int32, and brought back by a scale for each channel.
+struct I8 {
+  using Element = int8_t;
+  static constexpr int WIDTH = 4;
+
+  // Rounded to nearest even; beyond the type, its ends.
+  MEDNEXT_DEVICE static int8_t requantise(int32_t sum, float scale, float bias) {
+    const float value = rintf(fmaf(static_cast<float>(sum), scale, bias));
+    return static_cast<int8_t>(fminf(fmaxf(value, -128.0f), 127.0f));
   }
 };
 
