@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,14 @@ from mednext_edge.cli.console import (
 from mednext_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mednext_edge.serving.cohort import CaseResult
+    from mednext_edge.cli.console import Report
+    from mednext_edge.data.dataset import Case
+    from mednext_edge.runtime.session import Session
+    from mednext_edge.serving.cohort import CaseResult, Settings
+
+
+LEDGER = "ledger.jsonl"
+"""In the output folder of a run on Ray: a line for each case that ended."""
 
 
 def predict(
@@ -71,6 +79,14 @@ def predict(
             callback=one_of("output format", ("nifti", "dicom-seg")),
         ),
     ] = "nifti",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Spread the cases over a Ray cluster: auto, HOST:6379, ray://HOST:10001, or local for this machine.",
+        ),
+    ] = None,
     device: Annotated[str | None, DEVICE_OPTION] = None,
     threads: Annotated[int | None, THREADS_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
@@ -83,34 +99,75 @@ def predict(
     - `mednext-edge predict hippocampus.openvino-int8 -i images -o labels --disable_tta`
     - `mednext-edge predict hippocampus.openvino-int8 -i images -o labels -num_parts 2 -part_id 0`
 
+    - `mednext-edge predict hippocampus.openvino-int8 -i /shared/images -o /shared/labels --ray HEAD:6379`
+
     - `mednext-edge predict hippocampus.openvino-int8 -i DICOM_FOLDER -o labels --format dicom-seg`
     """
     from mednext_edge.cli.sources import open_source, source_digest
     from mednext_edge.data.dataset import list_images
-    from mednext_edge.serving.cohort import CaseRunner, Settings, label_file, part_of
+    from mednext_edge.serving.cohort import Settings, label_file, part_of
 
     cases = part_of(list_images(images), num_parts, part_id)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; expected a folder for -o")
+    if ray is not None and num_parts > 1:
+        raise UsageError("--ray hands out the cases by itself; leave -num_parts and -part_id out")
     settings = Settings(
-        out=out,
+        out=out.resolve(),
         output=output,
         step=step_size,
         mirror=not disable_tta,
         digest=source_digest(source) if output == "dicom-seg" else "",
         version=version("mednext-edge"),
     )
+    left = [case for case in cases if not (continue_prediction and label_file(settings, case.name).is_file())]
     results: list[CaseResult] = []
-    with track(not no_progress) as progress, open_source(source, device=device, threads=threads) as session:
-        out.mkdir(parents=True, exist_ok=True)
+    with track(not no_progress) as progress:
+        if ray is not None:
+            source = str(Path(source).resolve()) if Path(source).exists() else source
+            session_for = partial(_open, source, device, threads)
+            found = _on_ray(ray, session_for, settings, left, progress)
+        else:
+            found = _here(partial(open_source, source, device=device, threads=threads), settings, left, progress)
+        for result in found:
+            results.append(result)
+            if result.error is not None:
+                show_error(f"{result.case}: {result.error}")
+    _report(results, len(cases), source, out, json)
+
+
+def _here(
+    open_session: Callable[[], Session], settings: Settings, cases: list[Case], progress: Report
+) -> Iterator[CaseResult]:
+    """The cases one after the other, in this process."""
+    from mednext_edge.serving.cohort import CaseRunner
+
+    with open_session() as session:
+        settings.out.mkdir(parents=True, exist_ok=True)
         runner = CaseRunner(session, settings)
         for number, case in enumerate(cases, 1):
-            if continue_prediction and label_file(settings, case.name).is_file():
-                continue
-            results.append(runner.run(case, partial(progress, f"{case.name} ({number} of {len(cases)})")))
-            if results[-1].error is not None:
-                show_error(f"{case.name}: {results[-1].error}")
-    _report(results, len(cases), source, out, json)
+            yield runner.run(case, partial(progress, f"{case.name} ({number} of {len(cases)})"))
+
+
+def _on_ray(
+    address: str, open_session: Callable[[int], Session], settings: Settings, cases: list[Case], progress: Report
+) -> Iterator[CaseResult]:
+    """The cases as the replicas of a cluster finish them."""
+    from mednext_edge.serving.cohort_ray import run_on_ray
+
+    settings.out.mkdir(parents=True, exist_ok=True)
+    progress("cases on Ray", 0, len(cases))
+    found = run_on_ray(address, open_session, settings, cases, settings.out / LEDGER) if cases else iter(())
+    for number, result in enumerate(found, 1):
+        progress("cases on Ray", number, len(cases))
+        yield result
+
+
+def _open(source: str, device: str | None, threads: int | None, cpus: int) -> Session:
+    """The engine on a replica, which has so many processors."""
+    from mednext_edge.cli.sources import open_source
+
+    return open_source(source, device=device, threads=threads or cpus)
 
 
 def _report(results: list[CaseResult], cases: int, source: str, out: Path, json: bool) -> None:

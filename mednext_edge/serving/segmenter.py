@@ -46,6 +46,8 @@ class Segmenter:
         self._bundle = bundle
         self.manifest = verify(bundle)
         self.digest = self._manifest_digest()
+        if self.manifest.model.kind != "segmentation":
+            raise UsageError(f"{bundle} answers with a {self.manifest.model.kind}; a service sends segmentations")
         channels = self.manifest.model.in_channels
         if channels != 1:
             raise UsageError(

@@ -10,6 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mednext_edge.data.dataset import Case
+from mednext_edge.serving import cohort_ray
+from mednext_edge.serving.cohort import CaseRunner, Settings
 from tests.data.dicom_series import make_slices, on_grid, save_slices
 
 from .conftest import Cli
@@ -178,3 +181,25 @@ def test_a_gap_in_a_series_is_named(edge: Cli, bundle: Path, tmp_path: Path) -> 
     done = edge("predict", bundle, "-i", tmp_path / "in", "-o", tmp_path / "out", "--disable_tta")
     assert done.code == 1
     assert "1 missing slice" in done.err
+
+
+def test_ray_and_parts_exclude_each_other(edge: Cli, bundle: Path, images: Path, tmp_path: Path) -> None:
+    done = edge("predict", bundle, "-i", images, "-o", tmp_path / "out", "--ray", "local", "-num_parts", 2)
+    assert done.code == 2
+    assert "--ray" in done.err
+
+
+def test_a_run_on_ray_writes_a_ledger_and_goes_on(
+    edge: Cli, bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(address: str, open_session: object, settings: Settings, cases: list[Case], ledger: Path) -> object:
+        assert (address, ledger) == ("head:6379", tmp_path / "out" / "ledger.jsonl")
+        assert callable(open_session)
+        with open_session(1) as session:
+            for case in cases:
+                yield CaseRunner(session, settings).run(case)
+
+    monkeypatch.setattr(cohort_ray, "run_on_ray", run)
+    args = ["predict", bundle, "-i", images, "-o", tmp_path / "out", "--disable_tta", "--ray", "head:6379", "--json"]
+    assert [case["case"] for case in edge(*args).json["cases"]] == ["case0", "case1"]
+    assert edge(*args, "--continue_prediction").json["skipped"] == 2

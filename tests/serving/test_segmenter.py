@@ -11,7 +11,8 @@ import pytest
 
 import mednext_edge as mx
 from mednext_edge.data.volume import Volume
-from mednext_edge.errors import IntegrityError
+from mednext_edge.errors import IntegrityError, UsageError
+from mednext_edge.serving import segmenter as segmenter_module
 from mednext_edge.serving.segmenter import Cancelled, Segmenter
 
 
@@ -48,3 +49,16 @@ def test_a_bundle_that_changed_is_not_used(bundle: Path, tmp_path: Path, volume:
     with pytest.raises(IntegrityError):
         segmenter.segment(volume)
     segmenter.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"kind": "classification"}, "classification"), ({"in_channels": 4}, "4")]
+)
+def test_models_that_no_service_can_use(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], words: str
+) -> None:
+    manifest = segmenter_module.verify(bundle)
+    changed = manifest.model_copy(update={"model": manifest.model.model_copy(update=change)})
+    monkeypatch.setattr(segmenter_module, "verify", lambda _: changed)
+    with pytest.raises(UsageError, match=words):
+        Segmenter(bundle)

@@ -80,6 +80,8 @@ def package(bundle: Path, form: str, out: Path, force: bool = False) -> Path:
             f"{bundle} is for `{manifest.target}`; {kind.title} takes {', '.join(kind.targets)}. "
             f"Export with `--target {kind.targets[0]}`"
         )
+    if manifest.model.kind != "segmentation":
+        raise UsageError(f"{bundle} answers with a {manifest.model.kind}; packages are made of segmentation models")
     if manifest.engine.status == "deferred":
         raise TargetUnavailableError(f"{bundle}: the engine is not built yet; run `mednext-edge build {bundle}` first")
     digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()

@@ -75,6 +75,10 @@ def test_formats_say_which_targets_they_hold(bundle: Path, tmp_path: Path, monke
         monkeypatch.setattr(formats, "verify", lambda _, changed=changed: changed)
         with pytest.raises(UsageError, match=f"is for `{target}`"):
             package(bundle, form, tmp_path / "out")
+    model = manifest.model.model_copy(update={"kind": "classification"})
+    monkeypatch.setattr(formats, "verify", lambda _: manifest.model_copy(update={"model": model}))
+    with pytest.raises(UsageError, match="answers with a classification"):
+        package(bundle, "triton", tmp_path / "out")
 
 
 def configuration(folder: Path) -> Any:
