@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Control, Report
 from mednext_edge.evaluation.validate import validate
 from mednext_edge.export.baseline import baseline_session
-from mednext_edge.export.sensitivity import FILE, layer_by_layer
-from mednext_edge.export.targets import Job, Progress, Target
+from mednext_edge.export.sensitivity import FILE, Subject, measure_layers
+from mednext_edge.export.targets import TARGETS, Job, Progress, Target
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.control import Trial, control
@@ -36,6 +37,8 @@ class AccuracyControl:
         model: before the export; what a drop is measured from.
         cases: images with labels, to decide on.
         limits: what may be lost.
+        folder: of `mednext-edge quantize --sensitivity`; its figures are gone on with. None measures them anew.
+        minutes: budget; when it is spent, the best choice until then is kept. None has no limit.
         progress: told of every step.
 
     Attributes:
@@ -45,8 +48,18 @@ class AccuracyControl:
         UsageError: no case has labels.
     """
 
-    def __init__(self, model: LoadedModel, cases: Sequence[Case], *, limits: Limits, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        cases: Sequence[Case],
+        *,
+        limits: Limits,
+        folder: Path | None = None,
+        minutes: float | None = None,
+        progress: Progress,
+    ) -> None:
         self.model, self.limits, self.progress = model, limits, progress
+        self.folder, self.minutes = folder, minutes
         self.cases = [case for case in cases if case.labels is not None]
         if not self.cases:
             raise UsageError("found --accuracy-control without labelled images to decide on; give --validate DATA")
@@ -64,12 +77,13 @@ class AccuracyControl:
             calibration: patches to measure sensitivity on.
 
         Raises:
+            UsageError: `folder` holds figures of something else, or the minutes do not even do for the layers.
             ExportError: an engine refuses a graph.
             DataError: no class of any case has a score of both models.
         """
         self._names = {name: node.name for node in job.graph.graph.node for name in node.output}
-        half = job.precision in entry.half
-        measured = list(layer_by_layer(job.model, plan, calibration, half=half, progress=self.progress))
+        until = None if self.minutes is None else time.monotonic() + 60 * self.minutes
+        measured = self._measured(entry, job, plan, calibration, until)
         order = [found.name for found in sorted(measured, key=lambda found: found.price, reverse=True)]
         with baseline_session(self.model, job.patch) as session:
             baseline = self._scores(session, "validate in FP32")
@@ -92,7 +106,7 @@ class AccuracyControl:
                 passed=not self.limits.violations(found),
             )
 
-        kept, trials = control(order, attempt)
+        kept, trials = control(order, attempt, more=lambda: until is None or time.monotonic() < until)
         self.sensitivities = tuple(_decided(found, kept) for found in measured)
         self.result = Control(
             limits=self.limits,
@@ -101,6 +115,20 @@ class AccuracyControl:
             trials=tuple(trials),
         )
         return plan.keeping(kept)
+
+    def _measured(
+        self, entry: Target, job: Job, plan: Plan, calibration: CalibrationSet, until: float | None
+    ) -> tuple[Sensitivity, ...]:
+        target = next(name for name, known in TARGETS.items() if known is entry)
+        subject = Subject(job.model.task.name, target, job.model, plan, calibration, job.precision in entry.half)
+        report = measure_layers(subject, self.folder, until=until, progress=self.progress)
+        if not report.complete:
+            kept = "" if self.folder is None else f", which {self.folder} keeps for the next try"
+            raise UsageError(
+                f"{self.minutes} minutes did for {len(report.layers)} of {len(plan.ranges)} layers{kept}; give more "
+                "--control-minutes, or measure the layers before by `mednext-edge quantize --sensitivity`"
+            )
+        return report.layers
 
     def describe(self, report: Report) -> Report:
         """A report with what was decided, and why the layers in float are."""

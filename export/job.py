@@ -38,6 +38,8 @@ class ExportRequest:
         limits: of the gate: what may be lost against FP32.
         int8_layers: kinds of layer to quantise; empty leaves the choice to the target.
         accuracy_control: keep as many layers in float as `limits` ask for.
+        sensitivity: folder with the layers' sensitivity, for accuracy control to go on with.
+        control_minutes: budget of accuracy control; None has no limit.
         build: what the builders of NVIDIA's targets are told.
         dry_run: check everything, write nothing.
     """
@@ -55,6 +57,8 @@ class ExportRequest:
     dynamic: bool = False
     int8_layers: tuple[str, ...] = ()
     accuracy_control: bool = False
+    sensitivity: Path | None = None
+    control_minutes: float | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
     dry_run: bool = False
 
@@ -129,7 +133,16 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     if request.accuracy_control:
         if precision != "int8":
             raise UsageError(f"found --accuracy-control with precision {precision}; it belongs to --int8")
-        control = AccuracyControl(model, cases, limits=request.limits, progress=progress)
+        control = AccuracyControl(
+            model,
+            cases,
+            limits=request.limits,
+            folder=request.sensitivity,
+            minutes=request.control_minutes,
+            progress=progress,
+        )
+    elif request.sensitivity or request.control_minutes is not None:
+        raise UsageError("found --sensitivity or --control-minutes without --accuracy-control, which they belong to")
     if request.dry_run:
         return ExportOutcome(path=out, written=False, seconds=time.monotonic() - start, plan=plan)
 

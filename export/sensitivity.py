@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -90,9 +90,6 @@ def run_sensitivity(
         patch=size,
         progress=partial(progress, "draw calibration patches"),
     )
-    parts = (model.source.sha256, target, sorted(int8_layers), patches.sha256, size, PATCHES, SIDE)
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    before = _read(out / FILE, key)
     deploy = deploy_form(model, entry, int8_layers)
     half = "int8" in entry.half
     progress("convert", 0, 0)
@@ -100,27 +97,9 @@ def run_sensitivity(
     plan = calibrate(
         graph, deploy.net, patches, entry.flavour, kinds=int8_layers, progress=partial(progress, "calibrate")
     )
-    known = {found.name: found for found in before}
-
-    def report() -> SensitivityReport:
-        layers = tuple(known[name] for name in plan.ranges if name in known)
-        complete = len(layers) == len(plan.ranges)
-        return SensitivityReport(
-            key=key,
-            checkpoint=checkpoint,
-            target=target,
-            patch=small_patch(model, size),
-            complete=complete,
-            layers=layers,
-        )
-
-    out.mkdir(parents=True, exist_ok=True)
-    for found in layer_by_layer(deploy, plan, patches, half=half, known=tuple(known), progress=progress):
-        known[found.name] = found
-        _write(out / FILE, report())
-        if minutes is not None and time.monotonic() - start > 60 * minutes:
-            break
-    done = report()
+    until = None if minutes is None else start + 60 * minutes
+    subject = Subject(checkpoint, target, deploy, plan, patches, half)
+    done = measure_layers(subject, out, until=until, progress=progress)
     if done.layers:
         from mednext_edge.export.sensitivity_plot import plot
 
@@ -128,32 +107,83 @@ def run_sensitivity(
     return done
 
 
-def layer_by_layer(
-    deploy: LoadedModel,
-    plan: Plan,
-    calibration: CalibrationSet,
-    *,
-    half: bool,
-    known: Collection[str] = (),
-    progress: Progress,
-) -> Iterator[Sensitivity]:
-    """Measure the layers of a plan on the middle of the first calibration patches.
+@dataclass(frozen=True)
+class Subject:
+    """What sensitivity is measured of.
 
-    Args:
+    Attributes:
+        checkpoint, target: by name, for people.
         deploy: the network in deploy form.
         plan: its layers.
-        calibration: patches.
+        calibration: patches; the middle of the first ones is what the layers are measured on.
         half: whether what is not INT8 computes in float16.
-        known: names of layers to leave out.
+    """
+
+    checkpoint: str
+    target: str
+    deploy: LoadedModel
+    plan: Plan
+    calibration: CalibrationSet
+    half: bool
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that the figures depend on."""
+        thresholds = {name: seen.threshold for name, seen in sorted(self.plan.ranges.items())}
+        flavour = (self.plan.flavour.weight_levels, self.plan.flavour.even_groups, self.half)
+        network = (self.deploy.source.sha256, self.deploy.rewrites, self.target)
+        parts = (network, thresholds, flavour, self.calibration.sha256, PATCHES, SIDE)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """The part of a window that the layers are measured on."""
+        return small_patch(self.deploy, self.calibration.patches[0].shape[2:])
+
+
+def measure_layers(
+    subject: Subject, folder: Path | None = None, *, until: float | None = None, progress: Progress
+) -> SensitivityReport:
+    """Measure the layers that are not known yet.
+
+    Args:
+        subject: what to measure.
+        folder: figures that lie there are gone on with, and each new one is written at once; None keeps none.
+        until: of `time.monotonic`, after which no further layer is begun.
+        progress: told of every layer.
+
+    Raises:
+        UsageError: `folder` holds the figures of another job.
+        DataError: a file there that is no such report.
     """
     from mednext_edge.export.graph import to_onnx
 
-    size = small_patch(deploy, calibration.patches[0].shape[2:])
-    patches = [crop(patch, size) for patch in calibration.patches[:PATCHES]]
-    found = measure(to_onnx(deploy, size, half=half), plan, patches, known)
-    for done, layer in enumerate(found, 1 + len(known)):
-        progress("measure sensitivity", done, len(plan.ranges))
-        yield layer
+    plan, key = subject.plan, subject.key
+    known = {found.name: found for found in (_read(folder / FILE, key) if folder is not None else ())}
+
+    def report() -> SensitivityReport:
+        layers = tuple(known[name] for name in plan.ranges if name in known)
+        return SensitivityReport(
+            key=key,
+            checkpoint=subject.checkpoint,
+            target=subject.target,
+            patch=subject.patch,
+            complete=len(layers) == len(plan.ranges),
+            layers=layers,
+        )
+
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    graph = to_onnx(subject.deploy, subject.patch, half=subject.half)
+    patches = [crop(patch, subject.patch) for patch in subject.calibration.patches[:PATCHES]]
+    for found in measure(graph, plan, patches, tuple(known)):
+        known[found.name] = found
+        progress("measure sensitivity", len(known), len(plan.ranges))
+        if folder is not None:
+            _write(folder / FILE, report())
+        if until is not None and time.monotonic() > until:
+            break
+    return report()
 
 
 def small_patch(model: LoadedModel, window: tuple[int, ...]) -> tuple[int, ...]:

@@ -34,7 +34,9 @@ class Trial(Frozen):
         return self.drop if self.upper is None else self.upper
 
 
-def control(order: Sequence[str], attempt: Callable[[Sequence[str]], Trial]) -> tuple[list[str], list[Trial]]:
+def control(
+    order: Sequence[str], attempt: Callable[[Sequence[str]], Trial], *, more: Callable[[], bool] = lambda: True
+) -> tuple[list[str], list[Trial]]:
     """The shortest beginning of an order that passes when it is given back to float.
 
     A longer beginning is taken to be no worse than a shorter one.
@@ -42,25 +44,25 @@ def control(order: Sequence[str], attempt: Callable[[Sequence[str]], Trial]) -> 
     Args:
         order: names of layers, the most expensive first.
         attempt: measures the network with these layers in float.
+        more: asked before every trial but the first; False ends the search with the best choice until then.
 
     Returns:
-        The layers to keep in float, and every trial. When not even all of them pass, the trial with the smallest drop.
+        The layers to keep in float, and every trial: of those that passed the one with the fewest layers in float,
+        else the one with the smallest drop.
     """
     trials: dict[int, Trial] = {}
 
     def passes(count: int) -> bool:
-        if count not in trials:
-            trials[count] = attempt(order[:count])
+        trials[count] = attempt(order[:count])
         return trials[count].passed
 
-    # `short` fails, `long` passes.
+    # `short` fails, `long` is to pass.
     short, long = -1, 0
-    while not passes(long):
-        if long == len(order):
-            best = min(trials.values(), key=lambda trial: trial.decisive).float_layers
-            return list(order[:best]), list(trials.values())
+    while not passes(long) and long < len(order) and more():
         short, long = long, min(max(1, 2 * long), len(order))
-    while long - short > 1:
+    while trials[long].passed and long - short > 1 and more():
         middle = (short + long) // 2
         short, long = (short, middle) if passes(middle) else (middle, long)
-    return list(order[:long]), list(trials.values())
+    passed = [count for count, trial in trials.items() if trial.passed]
+    best = min(passed) if passed else min(trials, key=lambda count: trials[count].decisive)
+    return list(order[:best]), list(trials.values())

@@ -124,6 +124,21 @@ def export(
             help="Keep the most sensitive layers in float, as many as --max-drop asks for.",
         ),
     ] = False,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --accuracy-control: folder of mednext-edge quantize --sensitivity, to go on with and to keep.",
+        ),
+    ] = None,
+    control_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--control-minutes",
+            min=0,
+            help="Budget of --accuracy-control; the best until then is kept. [default: none]",
+        ),
+    ] = None,
     min_patch: Annotated[
         str | None,
         typer.Option(
@@ -231,6 +246,8 @@ def export(
         ),
         int8_layers=parse_names(int8_layers),
         accuracy_control=accuracy_control,
+        sensitivity=sensitivity,
+        control_minutes=control_minutes,
         dry_run=dry_run,
     )
     tell = emit_json if json else _show

@@ -128,7 +128,7 @@ def test_cases_without_foreground_decide_nothing(
     request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AccuracyControl, "_scores", lambda *_: np.full((2, 2), np.nan))
-    monkeypatch.setattr("mednext_edge.export.control.layer_by_layer", lambda *_, **__: iter(()))
+    monkeypatch.setattr(AccuracyControl, "_measured", lambda *_: ())
     with pytest.raises(DataError, match="needs cases with foreground"):
         run_export(replace(request_, target="onnx", out=tmp_path / "out"), quiet)
     assert not list(tmp_path.iterdir())
@@ -144,3 +144,37 @@ def test_it_needs_labels(request_: ExportRequest, tmp_path: Path) -> None:
     alone = str(Path(request_.calib) / "imagesTr")
     with pytest.raises(UsageError, match="without labelled images to decide on; give --validate DATA"):
         run_export(replace(request_, calib=alone, validate=None, out=tmp_path / "out"), quiet)
+
+
+def test_sensitivity_is_kept_and_gone_on_with(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AccuracyControl, "_scores", needing(0))
+    asked = replace(request_, target="onnx", int8_layers=("norm",), sensitivity=tmp_path / "layers")
+    first = finished(replace(asked, out=tmp_path / "first"))
+    kept = json.loads((tmp_path / "layers" / "sensitivity.json").read_text())
+    assert kept["complete"]
+
+    def measured_again(*_: object) -> None:
+        raise AssertionError("measured what was known")
+
+    monkeypatch.setattr("mednext_edge.quantize.sensitivity._compare", measured_again)
+    second = finished(replace(asked, out=tmp_path / "second"))
+    for outcome in (first, second):
+        stated = json.loads((outcome.path / "sensitivity.json").read_text())
+        assert stated["layers"] == kept["layers"]
+    with pytest.raises(UsageError, match="figures of another checkpoint, target, calibration or kind of layer"):
+        run_export(replace(asked, calib_samples=1, out=tmp_path / "third"), quiet)
+
+
+def test_minutes_that_do_not_do_for_the_layers(request_: ExportRequest, tmp_path: Path) -> None:
+    asked = replace(request_, target="onnx", int8_layers=("norm",), control_minutes=0.0, out=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"0.0 minutes did for 1 of \d+ layers; give more --control-minutes"):
+        run_export(asked, quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_options_belong_to_it(request_: ExportRequest, tmp_path: Path) -> None:
+    for changes in ({"sensitivity": tmp_path}, {"control_minutes": 1.0}):
+        with pytest.raises(UsageError, match="without --accuracy-control"):
+            run_export(replace(request_, accuracy_control=False, **changes), quiet)

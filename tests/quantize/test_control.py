@@ -66,3 +66,13 @@ def test_the_best_that_was_found_when_none_passes() -> None:
 @pytest.mark.parametrize(("upper", "decisive"), [(None, 0.1), (0.3, 0.3), (-0.2, -0.2)])
 def test_what_a_trial_is_decided_on(upper: float | None, decisive: float) -> None:
     assert Trial(float_layers=1, drop=0.1, upper=upper, passed=False).decisive == decisive
+
+
+@given(count=st.integers(1, 100), share=st.floats(0, 1), budget=st.integers(1, 20))
+def test_when_the_budget_is_spent_the_best_until_then_is_kept(count: int, share: float, budget: int) -> None:
+    needed = round(share * count)
+    network = Network(needed)
+    kept, trials = control(names(count), network, more=lambda: len(network.asked) < budget)
+    assert 1 <= len(trials) == len(network.asked) <= budget
+    passed = [trial.float_layers for trial in trials if trial.passed]
+    assert len(kept) == (min(passed) if passed else max(trial.float_layers for trial in trials))
