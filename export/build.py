@@ -21,6 +21,7 @@ from mednext_edge.export.proof import PICTURE, REPORT, TEXT, Proof, open_or_stan
 from mednext_edge.export.targets import TARGETS, BuildOptions, Progress
 from mednext_edge.export.tensorrt import COMMAND, build, stand_in, write_recipe
 from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.models.logits import decided
 from mednext_edge.nvidia.architectures import check_archs, normalize
 from mednext_edge.nvidia.providers import PROVIDERS
 from mednext_edge.nvidia.recipe import RECIPE, BuildRecipe
@@ -74,6 +75,7 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     start = time.monotonic()
     request.limits.check()
     old = verify(request.bundle)
+    limits = request.limits.of(old.model.kind)
     recipe = _recipe(request.bundle, old, request.archs)
     check_build(old.target, old.precision, BuildOptions(archs=recipe.archs), dynamic=False)
     demo = next((name for name in DEMO_DATA if load(name).source.sha256 == old.source.sha256), None)
@@ -82,7 +84,7 @@ def run_build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     place = request.bundle.resolve()
     cache = place.with_name(f"{place.name}.timing-cache")
     with stand_in(request.bundle, old) as graph:
-        proof = Proof(baseline or graph, cases, limits=request.limits, progress=progress)
+        proof = Proof(baseline or graph, cases, limits=limits, progress=progress)
 
         def edit(folder: Path, manifest: Manifest) -> Manifest:
             write_recipe(folder, recipe)
@@ -153,7 +155,7 @@ def _compare(folder: Path, manifest: Manifest) -> None:
         found = session.run(x)
     with stand_in(folder, manifest) as graph:
         expected = graph.run(x)
-    agreement = float((found.argmax(1) == expected.argmax(1)).mean())
+    agreement = float((decided(found) == decided(expected)).mean())
     if not np.isfinite(found).all() or agreement < AGREEMENT:
         raise ExportError(
             f"the engine and its own graph agree on {agreement:.1%} of the voxels of a patch of noise; expected "

@@ -36,7 +36,7 @@ class AccuracyControl:
     Args:
         model: before the export; what a drop is measured from.
         cases: images with labels, to decide on.
-        limits: what may be lost.
+        limits: what may be lost, in a metric of the network's kind.
         folder: of `mednext-edge quantize --sensitivity`; its figures are gone on with. None measures them anew.
         minutes: budget; when it is spent, the best choice until then is kept. None has no limit.
         progress: told of every step.
@@ -60,7 +60,7 @@ class AccuracyControl:
     ) -> None:
         self.model, self.limits, self.progress = model, limits, progress
         self.folder, self.minutes = folder, minutes
-        self.cases = [case for case in cases if case.labels is not None]
+        self.cases = [case for case in cases if case.labels is not None or case.category is not None]
         if not self.cases:
             raise UsageError("found --accuracy-control without labelled images to decide on; give --validate DATA")
         self.result: Control | None = None
@@ -156,12 +156,14 @@ class AccuracyControl:
     def _scores(self, session: Session, what: str) -> Table:
         """[cases, classes]"""
         report = validate(session, self.cases, progress=lambda _, done, total: self.progress(what, done, total))
-        scores = [(case.dice if self.limits.metric == "dice" else case.nsd) or {} for case in report.per_case]
-        found = [[case.get(name) for name in self._classes] for case in scores]
+        found = [[case.get(name) for name in self._classes] for case in report.case_scores(str(self.limits.metric))]
         return np.array(found, dtype=np.float64)  # NaN for None
 
     @property
     def _classes(self) -> list[str]:
+        """What each case has scores of: of a classifier whether it is right."""
+        if self.model.task.model.kind == "classification":
+            return ["accuracy"]
         return [name for name, value in self.model.task.labels.items() if value != 0]
 
 

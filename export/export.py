@@ -103,13 +103,14 @@ def export(
         engine = entry.write(job, folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
+        answer = task.model.output_shape(spatial)
         layout = "NC" + "DHW"[-len(size) :]
         manifest = Manifest(
             name=task.name,
             model=task.model,
             source=deploy.source,
             input=InputSpec(shape=(1, task.model.in_channels, *spatial), layout=layout, patch=size),
-            output=OutputSpec(shape=(1, task.model.classes, *spatial), layout=layout),
+            output=OutputSpec(shape=(1, *answer), layout=layout[: 1 + len(answer)]),
             preprocessing=task.preprocessing,
             inference=task.inference.model_copy(update={"patch": size}),
             labels=task.labels,

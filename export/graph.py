@@ -83,7 +83,8 @@ def fix_size(graph: onnx.ModelProto, patch: tuple[int, ...]) -> onnx.ModelProto:
     fixed = onnx.ModelProto()
     fixed.CopyFrom(graph)
     for value in (fixed.graph.input[0], fixed.graph.output[0]):
-        for dim, size in zip(value.type.tensor_type.shape.dim[2:], patch, strict=True):
+        # The answer of a classification has no spatial axes.
+        for dim, size in zip(value.type.tensor_type.shape.dim[2:], patch, strict=False):
             dim.dim_value = size  # replaces the name of an open size
     # What was inferred for the open size is inferred again.
     del fixed.graph.value_info[:]

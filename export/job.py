@@ -9,8 +9,7 @@ from pathlib import Path
 from mednext_edge.bundle import Manifest, read_manifest
 from mednext_edge.bundle.writer import refuse_taken
 from mednext_edge.checkpoints import load
-from mednext_edge.data.case_files import nifti_files
-from mednext_edge.data.dataset import Case, Dataset, list_images, open_dataset
+from mednext_edge.data.dataset import Case, Dataset, holds_images, list_images, open_dataset
 from mednext_edge.errors import AccuracyGateError, DataError, TargetUnavailableError, UsageError
 from mednext_edge.evaluation.gate import GateResult
 from mednext_edge.evaluation.limits import Limits
@@ -114,6 +113,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     progress("load", 0, 1)
     model = load(request.checkpoint)
     progress("load", 1, 1)
+    limits = request.limits.of(model.task.model.kind)
     patch = check_sizes(model, request.patch, request.build)
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
@@ -136,7 +136,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         control = AccuracyControl(
             model,
             cases,
-            limits=request.limits,
+            limits=limits,
             folder=request.sensitivity,
             minutes=request.control_minutes,
             progress=progress,
@@ -156,7 +156,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
     notes = patches.notes if patches is not None and calibrated else ()
-    proof = Proof(model, cases, limits=request.limits, progress=progress, control=control, notes=notes)
+    proof = Proof(model, cases, limits=limits, progress=progress, control=control, notes=notes)
     progress("convert", 0, 0)
     export(
         model,
@@ -250,12 +250,15 @@ def open_data(where: str, task: Task) -> Dataset:
         DataError: it cannot be opened, or has other channels or labels.
     """
     folder = Path(where)
-    if folder.is_dir() and not (folder / "dataset.json").exists() and nifti_files(folder):
+    if folder.is_dir() and not (folder / "dataset.json").exists() and holds_images(folder):
         # Images alone are enough to calibrate on.
         names = tuple(f"channel-{i}" for i in range(task.model.in_channels))
         return Dataset(folder.name, list_images(folder), (), task.labels, names)
     dataset = open_dataset(where)
-    if len(dataset.channels) != task.model.in_channels:
+    if dataset.kind != task.model.kind:
+        raise DataError(f"{where} is for {dataset.kind}; this network is for {task.model.kind}")
+    convertible = task.preprocessing.colour is not None and dataset.colour is not None
+    if len(dataset.channels) != task.model.in_channels and not convertible:
         raise DataError(
             f"{where} holds images of {len(dataset.channels)} channels; this network takes {task.model.in_channels}"
         )

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from mednext_edge.models.logits import decided
 from mednext_edge.quantize.calibration import Array
 from mednext_edge.quantize.kinds import Layer, find
 from mednext_edge.quantize.observe import open_graph
@@ -110,11 +111,11 @@ def _answers(graph: onnx.ModelProto, patches: Sequence[Array]) -> Iterator[Array
 def _compare(exact: Sequence[Array], found: Iterator[Array]) -> tuple[float, float, float | None]:
     """NMSE, cosine and 1 - Dice of logits [1, classes, *spatial], over all patches together."""
     sums = np.zeros(4)
-    overlap: NDArray[np.float64] = np.zeros((2, exact[0].shape[1]))
+    overlap: NDArray[np.float64] = np.zeros((2, max(2, exact[0].shape[1])))
     for a, b in zip(exact, found, strict=True):
         x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
         sums += x @ x, y @ y, x @ y, (x - y) @ (x - y)
-        one, two = a.argmax(1), b.argmax(1)
+        one, two = decided(a), decided(b)
         for label in range(1, len(overlap[0])):
             overlap[:, label] += (
                 2 * ((one == label) & (two == label)).sum(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mednext_edge.cli.console import JSON_OPTION, NO_PROGRESS_OPTION, emit_json, say, track
+from mednext_edge.cli.console import JSON_OPTION, METRIC, NO_PROGRESS_OPTION, emit_json, say, track
 from mednext_edge.cli.names import parse_names
 from mednext_edge.cli.report import show_report
 from mednext_edge.errors import AccuracyGateError
@@ -39,7 +39,7 @@ def build(
             "[default: the bundle's own graph]",
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(metavar="METRIC", help="What must not drop: dice or nsd.")] = "dice",
+    metric: Annotated[str | None, METRIC] = None,
     max_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Largest drop against the baseline; more ends with exit code 3.")
     ] = 0.005,

@@ -40,6 +40,11 @@ DEVICE_OPTION = typer.Option(
     help="Device in the engine's terms, such as CPU, GPU or cuda:1. [default: CPU; CUDA for TensorRT]",
 )
 THREADS_OPTION = typer.Option("--threads", min=1, help="CPU threads. [default: the engine chooses]")
+METRIC = typer.Option(
+    "--metric",
+    metavar="METRIC",
+    help="What must not drop: dice, iou or nsd; of a classifier accuracy or auc. [default: dice, accuracy]",
+)
 MAX_CLASS_DROP = typer.Option(
     "--max-class-drop", min=0.0, max=1.0, help="Largest drop of any class's mean too. [default: no limit]"
 )

@@ -11,6 +11,7 @@ from mednext_edge.cli.console import (
     JSON_OPTION,
     MAX_CASE_DROP,
     MAX_CLASS_DROP,
+    METRIC,
     NO_PROGRESS_OPTION,
     emit_json,
     one_of,
@@ -82,7 +83,7 @@ def export(
     ] = 0.005,
     max_class_drop: Annotated[float | None, MAX_CLASS_DROP] = None,
     max_case_drop: Annotated[float | None, MAX_CASE_DROP] = None,
-    metric: Annotated[str, typer.Option(metavar="METRIC", help="What must not drop: dice or nsd.")] = "dice",
+    metric: Annotated[str | None, METRIC] = None,
     patch: Annotated[
         str | None,
         typer.Option(metavar="D H W", help="Patch that the engine is made for. [default: the checkpoint's]"),

@@ -88,11 +88,14 @@ def _bundle(path: Path, json: bool) -> None:
 def _task(task: Task) -> list[tuple[str, str]]:
     model, recipe = task.model, task.preprocessing
     spacing = "the image's own" if recipe.spacing is None else " x ".join(f"{s:g}" for s in recipe.spacing) + " mm"
+    if recipe.size is not None:
+        spacing = f"every image stretched to {' x '.join(map(str, recipe.size))} pixels"
     return [
         ("task", task.name),
+        ("for", model.kind),
         ("network", f"{model.family} {model.variant}, kernel {model.kernel_size}, {model.spatial_dims}-D"),
         ("parameters", f"{model.parameters:,}"),
-        ("channels", str(model.in_channels)),
+        ("channels", str(model.in_channels) + (f" ({recipe.colour})" if recipe.colour else "")),
         ("labels", ", ".join(f"{value} {name}" for name, value in task.labels.items())),
         ("patch", " x ".join(map(str, task.inference.patch))),
         ("spacing", spacing),

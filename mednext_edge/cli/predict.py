@@ -1,4 +1,4 @@
-"""`mednext-edge predict`: label maps for a folder of images, with nnU-Net's flag names."""
+"""`mednext-edge predict`: label maps or classes for a folder of images, with nnU-Net's flag names."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ LEDGER = "ledger.jsonl"
 """In the output folder of a run on Ray: a line for each case that ended."""
 
 
+FORMATS = ("nifti", "png", "dicom-seg")
+"""As in the table of output formats, which is not imported for a help text; a test compares the two."""
+
+
 def predict(
     source: Annotated[str, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="What to predict with.")],
     images: Annotated[
@@ -42,13 +46,18 @@ def predict(
             "-i",
             "--input",
             metavar="IN",
-            help="A NIfTI file, a folder of them (case_0000.nii.gz, case_0001.nii.gz are channels of one case), or a "
-            "folder of DICOM series.",
+            help="A NIfTI file, a raster image (PNG, JPEG, BMP, TIFF), a folder of either (case_0000.nii.gz, "
+            "case_0001.nii.gz are channels of one case), or a folder of DICOM series.",
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps; made when it is not there."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Folder for the label maps, or for predictions.csv of a classifier; made when it is not there.",
+        ),
     ],
     step_size: Annotated[
         float | None,
@@ -68,17 +77,17 @@ def predict(
         int, typer.Option("-part_id", metavar="ID", min=0, help="Which part this process does, from 0.")
     ] = 0,
     continue_prediction: Annotated[
-        bool, typer.Option("--continue_prediction", help="Skip the cases whose label map is there.")
+        bool, typer.Option("--continue_prediction", help="Skip the cases whose prediction is there.")
     ] = False,
     output: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
-            metavar="FORMAT",
-            help="Of the label maps: nifti, or dicom-seg for DICOM series.",
-            callback=one_of("output format", ("nifti", "dicom-seg")),
+            metavar="|".join(FORMATS),
+            help="Of the label maps; dicom-seg is for DICOM series. [default: png for raster images, else nifti]",
+            callback=one_of("output format", FORMATS),
         ),
-    ] = "nifti",
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -92,7 +101,7 @@ def predict(
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
 ) -> None:
-    """Segment images; each label map lies on the grid of its image.
+    """Segment images, each label map on the grid of its image; or classify them, into one table.
 
     Examples:
 
@@ -102,8 +111,10 @@ def predict(
     - `mednext-edge predict hippocampus.openvino-int8 -i /shared/images -o /shared/labels --ray HEAD:6379`
 
     - `mednext-edge predict hippocampus.openvino-int8 -i DICOM_FOLDER -o labels --format dicom-seg`
+    - `mednext-edge predict busi.openvino-int8 -i frame.png -o masks`
     """
     from mednext_edge.cli.sources import open_source, source_digest
+    from mednext_edge.data.class_table import ClassTable, cases_in_table
     from mednext_edge.data.dataset import list_images
     from mednext_edge.serving.cohort import Settings, label_file, part_of
 
@@ -120,7 +131,14 @@ def predict(
         digest=source_digest(source) if output == "dicom-seg" else "",
         version=version("mednext-edge"),
     )
-    left = [case for case in cases if not (continue_prediction and label_file(settings, case.name).is_file())]
+    part = part_id if num_parts > 1 else None
+    known = cases_in_table(out, part) if continue_prediction else set()
+
+    def there(case: Case) -> bool:
+        return case.name in known or label_file(settings, case.name, case.output).is_file()
+
+    left = [case for case in cases if not (continue_prediction and there(case))]
+    table: ClassTable | None = None
     results: list[CaseResult] = []
     with track(not no_progress) as progress:
         if ray is not None:
@@ -133,6 +151,9 @@ def predict(
             results.append(result)
             if result.error is not None:
                 show_error(f"{result.case}: {result.error}")
+            elif result.answer is not None:
+                table = table or ClassTable(out, tuple(result.probabilities), part, resume=continue_prediction)
+                table.add(result.case, result.answer, result.probabilities)
     _report(results, len(cases), source, out, json)
 
 
@@ -184,6 +205,6 @@ def _report(results: list[CaseResult], cases: int, source: str, out: Path, json:
             }
         )
     else:
-        say(f"{len(done)} label maps written to {out}" + (f", {skipped} were there" if skipped else ""), "green")
+        say(f"{len(done)} cases written to {out}" + (f", {skipped} were there" if skipped else ""), "green")
     if failed:
         raise DataError(f"{len(failed)} of {cases} images could not be predicted; the messages above say why")

@@ -1,4 +1,4 @@
-"""`mednext-edge train`: a MedNeXt from labelled images, resumable after a kill."""
+"""`mednext-edge train`: a network from labelled images, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 AMP = ("auto", "fp32", "bf16", "fp16")
 KEEP = ("best", "last")
+# As in the table of families, which is not imported for a help text; a test compares the two.
+NETWORKS = ("mednext", "cmunext", "mednext2d")
+SIZES = "S, B, M, L of a mednext; S, base, L of a cmunext; tiny, small, base of a mednext2d"
+RASTER_PATCH = (256, 256)
 
 
 def train(
@@ -37,16 +41,26 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Labelled images: a folder with dataset.json (Decathlon, nnU-Net), one with images and labels, or "
-            "demo:brain-tissue.",
+            help="Labelled images: a folder with dataset.json (Decathlon, nnU-Net), one with images and labels or "
+            "masks, one with a folder for each class, a JSON file that describes raster images, or demo:brain-tissue.",
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Run folder; the model is written to it.")],
-    variant: Annotated[str, typer.Option(metavar="S|B|M|L", help="Size of the network.")] = "S",
-    kernel: Annotated[int, typer.Option(metavar="K", help="Depthwise kernel: 3, 5 or 7.")] = 3,
+    network: Annotated[
+        str, typer.Option(metavar="|".join(NETWORKS), help="Kind of network.", callback=one_of("network", NETWORKS))
+    ] = NETWORKS[0],
+    variant: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Size of the network: " + SIZES + ". [default: the smallest]")
+    ] = None,
+    kernel: Annotated[
+        int | None, typer.Option(metavar="K", help="Depthwise kernel of a mednext: 3, 5 or 7. [default: 3]")
+    ] = None,
     grn: Annotated[bool, typer.Option("--grn", help="Global response normalisation in the blocks.")] = False,
     patch: Annotated[
-        str | None, typer.Option(metavar="D H W", help="Training patch. [default: planned from the images]")
+        str | None,
+        typer.Option(
+            metavar="D H W", help="Training patch. [default: planned from the images; 256 256 for raster images]"
+        ),
     ] = None,
     spacing: Annotated[
         str | None,
@@ -60,6 +74,9 @@ def train(
         int | None,
         typer.Option(min=1, help="Patches a step, of all processes. [default: 2; on a GPU what memory and data allow]"),
     ] = None,
+    tiled: Annotated[
+        bool, typer.Option("--tiled", help="Cut patches of raster images, instead of stretching them to one patch.")
+    ] = False,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Pseudo-epochs. [default: 1000; with --qat 10]", show_default=False)
     ] = None,
@@ -171,7 +188,7 @@ def train(
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
 ) -> None:
-    """Train a MedNeXt with the authors' recipe.
+    """Train a network, with the recipe of MedNeXt's authors.
 
     The run folder holds the plan, the log and, at the end, model.json with weights.safetensors, which every other
     command takes. After a kill, the same command with --resume goes on from the last whole epoch.
@@ -184,6 +201,7 @@ def train(
     - `mednext-edge train Dataset001_Heart --cross-validate --spacing 1 1 1 -o runs/heart`
     - `mednext-edge train Dataset001_Heart --plan-only -o runs/heart`
     - `torchrun --nproc-per-node 2 --no-python mednext-edge train Dataset001_Heart --device cuda -o runs/heart`
+    - `mednext-edge train busi.json --network cmunext --variant S --patch 256 256 --batch 8 -o runs/busi`
     - `mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try`
     """
     from mednext_edge.checkpoints import load, save
@@ -191,15 +209,17 @@ def train(
     from mednext_edge.data.dataset import open_dataset
     from mednext_edge.data.folds import nnunet_folds, read_folds, take_all, take_fold
     from mednext_edge.errors import UsageError
+    from mednext_edge.models.families import FAMILIES
     from mednext_edge.runtime.torch_session import torch_device
     from mednext_edge.training import qat as in_int8
     from mednext_edge.training.board import check_tensorboard
+    from mednext_edge.training.loop import SCORES
     from mednext_edge.training.loop import train as run
     from mednext_edge.training.plan import TrainingPlan
     from mednext_edge.training.size import size_run
     from mednext_edge.training.start import start_name, start_network
     from mednext_edge.training.state import RunFolder, saved_plan
-    from mednext_edge.training.task import make_task, plan_preprocessing
+    from mednext_edge.training.task import make_task, plan_photographs, plan_preprocessing
     from mednext_edge.training.team import join
 
     size = parse_size(patch)
@@ -224,25 +244,35 @@ def train(
     if teacher is not None:
         int8.check(teacher)
         size = size or teacher.task.inference.patch
-        variant, kernel = teacher.task.model.variant, teacher.task.model.kernel_size
+        spec = teacher.task.model
+        network, variant = spec.family, spec.variant
+        kernel = None if FAMILIES[network].kernel is None else spec.kernel_size
         epochs, steps, lr = epochs or 10, steps or 25, lr or 1e-4
     # What was planned from the memory that was free then holds for a run that goes on.
     before = saved_plan(out / "fold_0" if cross_validate else out) if resume else None
     if before is not None:
         size, batch = size or before.patch, batch or before.batch
     source = first or small or teacher
+    for note in dataset.notes:
+        say(f"note: {note}", "yellow")
     # Planned from all cases, as nnU-Net does, so that the folds make one ensemble.
     everything = take_all(dataset) if fold or cross_validate else dataset
-    recipe = (
-        source.task.preprocessing
-        if source
-        else plan_preprocessing(everything, masked=masked, spacing=parse_spacing(spacing))
-    )
+    if source is not None:
+        recipe = source.task.preprocessing
+        size = size or (source.task.inference.patch if dataset.colour is not None else None)
+    elif dataset.colour is not None:
+        size = size or RASTER_PATCH
+        if len(size) != 2:
+            raise UsageError(f"found a patch of {len(size)} sides for raster images; expected two, such as 256 256")
+        recipe = plan_photographs(everything, None if tiled else (size[0], size[1]))
+    else:
+        recipe = plan_preprocessing(everything, masked=masked, spacing=parse_spacing(spacing))
     with join(device) as team:
         planned = functools.partial(
             TrainingPlan,
-            variant=variant,
-            kernel=kernel,
+            family=network,
+            variant=variant or FAMILIES[network].variants[0],
+            kernel=kernel or FAMILIES[network].kernel,
             grn=grn,
             epochs=epochs or 1000,
             steps=steps or 250,
@@ -312,7 +342,7 @@ def train(
                     student = in_int8.student(teacher, part.training, int8, folder, progress=progress, write=team.leads)
                     model = student.trained(go(net=student.net, objective=student.objective(batch_dice=False)))
             if team.leads:
-                record = _record(data, plan, RunFolder(where, plan, resume=True).history())
+                record = _record(data, plan, RunFolder(where, plan, resume=True).history(), SCORES[task.model.kind][0])
                 save(where, model, provenance=record)
         if not team.leads:
             return
@@ -340,13 +370,13 @@ def _fold_number(fold: str) -> int:
     return int(fold)
 
 
-def _record(data: str, plan: TrainingPlan, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(data: str, plan: TrainingPlan, history: list[dict[str, Any]], score: str) -> dict[str, Any]:
     """How the weights came to be: command, data, plan, and the epochs that ended and that validated best."""
-    validated = [epoch for epoch in history if epoch["dice"] is not None]
+    validated = [epoch for epoch in history if epoch[score] is not None]
     return {
         "command": shlex.join(["mednext-edge", *sys.argv[1:]]),
         "data": data,
         "plan": plan.to_dict(),
         "last": history[-1],
-        "best": max(validated, key=lambda epoch: float(epoch["dice"]), default=None),
+        "best": max(validated, key=lambda epoch: float(epoch[score]), default=None),
     }

@@ -12,6 +12,7 @@ from mednext_edge.cli.console import (
     JSON_OPTION,
     MAX_CASE_DROP,
     MAX_CLASS_DROP,
+    METRIC,
     NO_PROGRESS_OPTION,
     THREADS_OPTION,
     emit_json,
@@ -19,7 +20,7 @@ from mednext_edge.cli.console import (
     track,
 )
 from mednext_edge.cli.report import show_report
-from mednext_edge.errors import AccuracyGateError
+from mednext_edge.errors import AccuracyGateError, DataError
 
 
 def validate(
@@ -28,14 +29,15 @@ def validate(
         str,
         typer.Option(
             metavar="DATA",
-            help="Labelled images: a folder with dataset.json, one with images and labels, two folders as "
-            "IMAGES,LABELS, or demo:NAME. Its validation cases are used.",
+            help="Labelled images: a folder with dataset.json, one with images and labels or masks, one with a folder "
+            "for each class, a JSON file that describes raster images, IMAGES,LABELS, or demo:NAME. Its validation "
+            "cases are used.",
         ),
     ],
     baseline: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="What to compare with; the drop is measured against it.")
     ] = None,
-    metric: Annotated[str, typer.Option(metavar="METRIC", help="What must not drop: dice or nsd.")] = "dice",
+    metric: Annotated[str | None, METRIC] = None,
     max_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Largest drop against --baseline; more ends with exit code 3.")
     ] = 0.005,
@@ -47,7 +49,7 @@ def validate(
     json: Annotated[bool, JSON_OPTION] = False,
     no_progress: Annotated[bool, NO_PROGRESS_OPTION] = False,
 ) -> None:
-    """Predict labelled images and measure Dice, surface Dice, agreement and time.
+    """Predict labelled images and measure Dice, IoU and surface Dice, or accuracy and AUC, agreement and time.
 
     Examples:
 
@@ -66,6 +68,9 @@ def validate(
         progress = stack.enter_context(track(not no_progress))
         dataset = open_dataset(data)
         session = stack.enter_context(open_source(source, device=device, threads=threads))
+        limits = limits.of(session.task.model.kind)
+        if dataset.kind != session.task.model.kind:
+            raise DataError(f"{data} is for {dataset.kind}; this network is for {session.task.model.kind}")
         other = stack.enter_context(open_source(baseline, device=device, threads=threads)) if baseline else None
         report = measure(session, dataset.validation, baseline=other, mirror=mirror, progress=progress)
     gate = check_gate(report, limits)

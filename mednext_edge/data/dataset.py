@@ -38,14 +38,14 @@ class Case:
         image: -> image [C, Z, Y, X] float32.
         labels: -> label map [Z, Y, X]; None for an image alone.
         category: the class of the whole image, in a classification.
-        suffix: of the file that a label map of this image is written to.
+        output: name of the format that suits label maps of this image, see `data.outputs`.
     """
 
     name: str
     image: Callable[[], Volume]
     labels: Callable[[], Volume] | None = None
     category: int | None = None
-    suffix: str = SUFFIXES[0]
+    output: str = "nifti"
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ def list_images(where: str | Path) -> tuple[Case, ...]:
         known = ", ".join((*SUFFIXES, *RASTER_SUFFIXES))
         raise DataError(f"{path} holds no image ({known}) and no DICOM image series")
     return tuple(Case(name, partial(read_series, files)) for name, files in series.items())
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself, not in folders below it."""
+    return bool(nifti_files(folder)) or any(is_raster(path) for path in folder.iterdir())
 
 
 def validation_names(names: Iterable[str]) -> tuple[str, ...]:

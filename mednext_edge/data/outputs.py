@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mednext_edge.data.dicom import DicomVolume
 from mednext_edge.data.dicom_seg import SegIdentity, write_seg
+from mednext_edge.data.raster import LABEL_SUFFIX, write_raster_labels
 from mednext_edge.data.volume import Volume, write_labels
 from mednext_edge.errors import DataError
 from mednext_edge.registry import Registry
@@ -36,6 +37,10 @@ def _nifti(path: Path, labels: NDArray[np.generic], image: Volume, _: SegIdentit
     write_labels(path, labels, image)
 
 
+def _png(path: Path, labels: NDArray[np.generic], image: Volume, _: SegIdentity) -> None:
+    write_raster_labels(path, labels, image)
+
+
 def _dicom_seg(path: Path, labels: NDArray[np.generic], image: Volume, identity: SegIdentity) -> None:
     if not isinstance(image, DicomVolume):
         raise DataError(f"{path.name}: a segmentation object refers to a DICOM series; the image is none")
@@ -43,4 +48,5 @@ def _dicom_seg(path: Path, labels: NDArray[np.generic], image: Volume, identity:
 
 
 OUTPUTS.add("nifti", OutputFormat(".nii.gz", _nifti))
+OUTPUTS.add("png", OutputFormat(LABEL_SUFFIX, _png))
 OUTPUTS.add("dicom-seg", OutputFormat(".dcm", _dicom_seg))

@@ -18,7 +18,6 @@ from pydantic import Field, ValidationError, model_validator
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.duplicates import later_copies
 from mednext_edge.data.raster import (
-    LABEL_SUFFIX,
     THRESHOLD,
     is_raster,
     raster_channels,
@@ -38,6 +37,7 @@ CHANNELS = {1: ("luminance",), 3: ("red", "green", "blue")}
 # How the name of a mask continues that of its image.
 _MASK = re.compile(r"(?P<image>.+?)[_ -](?:mask|segmentation|seg|groundtruth|gt)(?:[_ -]\d+)?", re.IGNORECASE)
 _LOOKED_AT = 25
+LABEL_FORMAT = "png"
 
 
 class Folders(Frozen):
@@ -173,7 +173,7 @@ def raster_cases(files: Iterable[Path]) -> tuple[Case, ...]:
         DataError: one name twice.
     """
     found = _by_stem(files)
-    return tuple(Case(name, partial(read_raster, found[name]), suffix=LABEL_SUFFIX) for name in natural(found))
+    return tuple(Case(name, partial(read_raster, found[name]), output=LABEL_FORMAT) for name in natural(found))
 
 
 def _holds_rasters(folder: Path) -> bool:
@@ -217,7 +217,7 @@ def _pairs(images: Sequence[Path], masks: Sequence[Path], content: RasterSet) ->
             name,
             partial(read_raster, path),
             partial(_labels, path, tuple(own[name]), content.threshold, content.stretch_masks),
-            suffix=LABEL_SUFFIX,
+            output=LABEL_FORMAT,
         )
         for name, path in by_name.items()
     )

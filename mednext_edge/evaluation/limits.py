@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mednext_edge.errors import UsageError
 from mednext_edge.evaluation.drops import MetricDrop
-from mednext_edge.evaluation.metrics import METRICS
+from mednext_edge.evaluation.metrics import check_metric, choose_metric, title_of
 from mednext_edge.task import Frozen
 
 
@@ -15,16 +15,24 @@ class Limits(Frozen):
     """What a model may lose against its baseline.
 
     Attributes:
-        metric: a name in METRICS.
+        metric: a name in METRICS, or of a classification in CLASS_METRICS; None is the first of them, see `of`.
         mean: largest drop of the mean over cases and classes, 0..1 in units of the metric.
         per_class: largest drop of each class's mean over the cases; None for no limit.
         per_case: largest drop of any class in any case; None for no limit.
     """
 
-    metric: str = "dice"
+    metric: str | None = None
     mean: float = 0.005
     per_class: float | None = None
     per_case: float | None = None
+
+    def of(self, kind: str) -> Limits:
+        """The same with a metric that a kind of network has.
+
+        Raises:
+            UnknownNameError: it has no such metric.
+        """
+        return self.model_copy(update={"metric": choose_metric(kind, self.metric)})
 
     def check(self) -> None:
         """Refuse what cannot be a limit.
@@ -33,7 +41,7 @@ class Limits(Frozen):
             UnknownNameError: no such metric.
             UsageError: a limit out of range.
         """
-        _ = METRICS[self.metric]
+        check_metric(self.metric)
         for flag, limit in (
             ("--max-drop", self.mean),
             ("--max-class-drop", self.per_class),
@@ -55,7 +63,7 @@ class Limits(Frozen):
         return "; ".join(text for text, _ in self._comparisons(drop))
 
     def _comparisons(self, drop: MetricDrop) -> Iterator[tuple[str, bool]]:
-        title = METRICS[self.metric].title
+        title = title_of(self.metric)
         if drop.mean is not None:
             yield _compared(title, drop.mean, drop.ci95, self.mean)
         if self.per_class is not None:

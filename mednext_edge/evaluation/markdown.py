@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mednext_edge.environment import Environment
+from mednext_edge.evaluation.classes import CLASS_METRICS
 from mednext_edge.evaluation.limits import Limits
-from mednext_edge.evaluation.report import Accuracy, Control, Drop, Latency, Layers, Report, Scores
+from mednext_edge.evaluation.report import Accuracy, Classification, Control, Drop, Latency, Layers, Report, Scores
 
 NOTICE = "Research software, not a medical device: not for diagnosis or treatment."
 
@@ -20,6 +21,8 @@ def to_markdown(report: Report) -> str:
         sections.append("\n".join(f"- Note: {note}." for note in report.notes))
     if report.accuracy is not None:
         sections += _accuracy(report.accuracy)
+    if report.classification is not None:
+        sections += _classification(report.classification)
     sections += _speed(report)
     if report.layers is not None:
         sections += _layers(report.layers)
@@ -38,8 +41,8 @@ def _accuracy(accuracy: Accuracy) -> list[str]:
     if models:
         found.append(_score_table(models))
         found.append(
-            "Dice: overlap. NSD: part of the surfaces within 1 mm. Means are over the cases, then over the classes; "
-            "a class that is in neither map of a case is left out there."
+            "Dice (F1) and IoU: overlap. NSD: part of the surfaces within 1 mm. Means are over the cases, then over "
+            "the classes; a class that is in neither map of a case is left out there."
         )
     if accuracy.drop is not None:
         found += _drop(accuracy.drop, accuracy.labelled)
@@ -51,6 +54,41 @@ def _accuracy(accuracy: Accuracy) -> list[str]:
     return found
 
 
+def _classification(found: Classification) -> list[str]:
+    sections = ["## Accuracy", f"{_count(found.cases, 'case')}, {found.labelled} with a reference class."]
+    if found.collapsed:
+        sections.append("**Collapsed: the exported model finds one class in every case.**")
+    models = [(n, s) for n, s in (("baseline", found.baseline), ("exported", found.exported)) if s is not None]
+    if models:
+        head = ["", *(f"{name} ({scores.precision}, {scores.provider})" for name, scores in models)]
+        rows = [
+            [CLASS_METRICS[metric].title, *(_score(scores.metrics[metric]) for _, scores in models)]
+            for metric in models[0][1].metrics
+        ]
+        for title, field in (
+            ("sensitivity", "sensitivity_per_class"),
+            ("F1", "f1_per_class"),
+            ("AUC", "auc_per_class"),
+        ):
+            rows += [
+                [f"{title}, {name}", *(_score(getattr(s, field)[name]) for _, s in models)] for name in found.labels
+            ]
+        sections.append(_table(head, rows))
+    if found.drop:
+        rows = [
+            [CLASS_METRICS[metric].title, _signed(span.mean), _interval(span.ci95)]
+            for metric, span in found.drop.items()
+        ]
+        sections.append(_table(["drop (baseline minus exported)", "mean", "95 % interval"], rows))
+    if found.agreement is not None:
+        sections.append(f"Cases with the baseline's class: {_percent(found.agreement)}.")
+    if found.exported is not None:
+        counts = zip(found.labels, found.exported.confusion, strict=True)
+        sections.append("Cases by reference (rows) and answer of the exported model (columns):")
+        sections.append(_table(["", *found.labels], [[name, *map(str, row)] for name, row in counts]))
+    return sections
+
+
 def _models(accuracy: Accuracy) -> tuple[tuple[str, Scores | None], ...]:
     return (("baseline", accuracy.baseline), ("exported", accuracy.exported))
 
@@ -59,22 +97,24 @@ def _score_table(models: Sequence[tuple[str, Scores]]) -> str:
     head = ["class"]
     for name, scores in models:
         title = f"{name} ({scores.precision}, {scores.provider})"
-        head += [f"Dice, {title}", f"NSD, {title}"]
+        head += [f"{metric}, {title}" for metric in ("Dice", "IoU", "NSD")]
     rows = []
     for label in models[0][1].dice_per_class:
         cells = [label]
         for _, scores in models:
-            cells += [_score(scores.dice_per_class[label]), _score(scores.nsd_per_class[label])]
+            parts = (scores.dice_per_class, scores.iou_per_class, scores.nsd_per_class)
+            cells += [_score(part.get(label)) for part in parts]
         rows.append(cells)
     mean = ["**mean**"]
     for _, scores in models:
-        mean += [_score(scores.dice_mean), _score(scores.nsd_mean)]
+        mean += [_score(value) for value in (scores.dice_mean, scores.iou_mean, scores.nsd_mean)]
     return _table(head, [*rows, mean])
 
 
 def _drop(drop: Drop, labelled: int) -> list[str]:
     rows = [
         ["Dice", _signed(drop.dice_mean), _interval(drop.ci95)],
+        ["IoU", _signed(drop.iou_mean), _interval(drop.iou_ci95)],
         ["NSD", _signed(drop.nsd_mean), _interval(drop.nsd_ci95)],
     ]
     found = [_table(["drop (baseline minus exported)", "mean", "95 % interval"], rows)]
@@ -159,6 +199,20 @@ def _cases(report: Report) -> list[str]:
             before = None if case.baseline_dice is None else case.baseline_dice[label]
             nsd = None if case.nsd is None else case.nsd[label]
             rows.append([case.case, label, _score(before), _score(dice), _score(nsd), agreement, seconds])
+    if report.classified:
+        answers = [
+            [
+                c.case,
+                c.reference or "-",
+                c.baseline or "-",
+                c.found,
+                _score(c.probabilities[c.found]),
+                f"{c.seconds:.2f} s",
+            ]
+            for c in report.classified
+        ]
+        head = ["case", "reference", "baseline", "exported", "probability", "time"]
+        return ["## Cases", _table(head, answers)]
     head = ["case", "class", "Dice, baseline", "Dice, exported", "NSD, exported", "agreement in the foreground", "time"]
     return ["## Cases", _table(head, rows)] if rows else []
 

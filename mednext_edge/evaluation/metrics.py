@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from mednext_edge.errors import DataError
-from mednext_edge.registry import Registry
+from mednext_edge.evaluation.classes import CLASS_METRICS, ClassMetric
+from mednext_edge.registry import Registry, unknown_name
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.generic]
@@ -83,8 +84,45 @@ def surface_dice(
     )
 
 
+def iou(prediction: Mask, reference: Mask, spacing: Sequence[float] = ()) -> float:
+    """Intersection over union |A and B| / |A or B| (Jaccard 1901); spacing has no part in it.
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    if not _comparable(prediction, reference):
+        return _without_surface(prediction, reference)
+    return float(np.count_nonzero(prediction & reference) / np.count_nonzero(prediction | reference))
+
+
 METRICS.add("dice", Metric("Dice", dice))
+METRICS.add("iou", Metric("IoU", iou))
 METRICS.add("nsd", Metric("surface Dice at 1 mm", surface_dice))
+
+
+def choose_metric(kind: str, name: str | None) -> str:
+    """The name of a metric for a kind of network; the first of them where none is named.
+
+    Raises:
+        UnknownNameError: no such metric for this kind.
+    """
+    known: Registry[Metric] | Registry[ClassMetric] = METRICS if kind == "segmentation" else CLASS_METRICS
+    if name is None:
+        return next(iter(known))
+    _ = known[name]
+    return name
+
+
+def title_of(name: str | None) -> str:
+    """For tables; of no name that of the first metric of a segmentation."""
+    name = name or next(iter(METRICS))
+    return CLASS_METRICS[name].title if name in CLASS_METRICS else METRICS[name].title
+
+
+def check_metric(name: str | None) -> None:
+    """Raises UnknownNameError for what is a metric of no kind of network."""
+    if name is not None and name not in CLASS_METRICS and name not in METRICS:
+        raise unknown_name("metric", name, [*METRICS, *CLASS_METRICS])
 
 
 def agreement(first: Labels, second: Labels) -> tuple[float, float | None]:

@@ -6,7 +6,7 @@ import io
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ def render(
     reference and export differ; without either it is left out.
 
     Args:
-        image: [C, Z, Y, X] or [Z, Y, X]; the first channel is shown, from its 1st to 99th percentile.
+        image: [C, Z, Y, X] or [Z, Y, X]; the first channel is shown, from its 1st to 99th percentile;
+            of one slice of red, green and blue (0..255) all three are.
         reference, baseline, exported: [Z, Y, X].
         spacing: voxel size in mm, (z, y, x).
         labels: names for the legend.
@@ -55,6 +56,9 @@ def render(
     from matplotlib.patches import Patch
 
     volume = image[0] if image.ndim == 4 else image
+    # An image of one slice lies as a viewer shows it, first row on top; slices of a volume as they are in space.
+    origin: Literal["upper", "lower"] = "upper" if len(volume) == 1 else "lower"
+    coloured = image.ndim == 4 and image.shape[:2] == (3, 1)
     maps = {"reference": reference, names[0]: baseline, names[1]: exported}
     present = {name: found for name, found in maps.items() if found is not None}
     for name, found in present.items():
@@ -72,17 +76,23 @@ def render(
     axes: list[Axes] = list(figure.subplots(1, panels, squeeze=False)[0])
     low, high = np.percentile(grey, [1, 99])
     for axis in axes:
+        shown_image = np.clip(np.moveaxis(image[:, 0].astype(np.float64), 0, -1) / 255, 0, 1) if coloured else grey
         axis.imshow(
-            grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower", aspect=spacing[1] / spacing[2]
+            shown_image,
+            cmap="gray",
+            vmin=low,
+            vmax=max(high, low + 1e-6),
+            origin=origin,
+            aspect=spacing[1] / spacing[2],
         )
         axis.set_axis_off()
     axes[0].set_title(f"image, slice {z}")
     for axis, (name, found) in zip(axes[1:], present.items(), strict=False):
-        _overlay(axis, _coloured(found[z]), spacing)
+        _overlay(axis, _coloured(found[z]), spacing, origin)
         axis.set_title(name)
     if other is not None:
         differs = other != exported
-        _overlay(axes[-1], _flat(differs[z], DIFFERENCE), spacing)
+        _overlay(axes[-1], _flat(differs[z], DIFFERENCE), spacing, origin)
         share = 100 * np.count_nonzero(differs) / differs.size
         axes[-1].set_title(f"{against} ≠ {names[1]}: {share:.2f} % of voxels", fontsize=9)
     shown = sorted({int(value) for found in present.values() for value in np.unique(found[z])} - {0})
@@ -142,5 +152,7 @@ def _flat(mask: Slice, colour: str) -> NDArray[np.float64]:
     return layer
 
 
-def _overlay(axis: Axes, layer: NDArray[np.float64], spacing: Sequence[float]) -> None:
-    axis.imshow(layer, origin="lower", interpolation="nearest", aspect=spacing[1] / spacing[2])
+def _overlay(
+    axis: Axes, layer: NDArray[np.float64], spacing: Sequence[float], origin: Literal["upper", "lower"]
+) -> None:
+    axis.imshow(layer, origin=origin, interpolation="nearest", aspect=spacing[1] / spacing[2])

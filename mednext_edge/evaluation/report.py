@@ -21,8 +21,15 @@ class Scores(Part):
     provider: str
     dice_mean: Score
     dice_per_class: dict[str, Score]
+    iou_mean: Score = None
+    iou_per_class: dict[str, Score] = Field(default_factory=dict)
     nsd_mean: Score
     nsd_per_class: dict[str, Score]
+
+    def mean(self, metric: str) -> Score:
+        """Of a name in METRICS."""
+        found: Score = getattr(self, f"{metric}_mean")
+        return found
 
 
 class Drop(Part):
@@ -32,33 +39,30 @@ class Drop(Part):
     ci95: tuple[float, float] | None
     dice_per_class: dict[str, ClassDrop] = Field(default_factory=dict)
     worst_case: WorstCase | None
+    iou_mean: Score = None
+    iou_ci95: tuple[float, float] | None = None
+    iou_per_class: dict[str, ClassDrop] = Field(default_factory=dict)
+    iou_worst_case: WorstCase | None = None
     nsd_mean: Score
     nsd_ci95: tuple[float, float] | None
     nsd_per_class: dict[str, ClassDrop] = Field(default_factory=dict)
     nsd_worst_case: WorstCase | None = None
 
     @classmethod
-    def of(cls, dice: MetricDrop, nsd: MetricDrop) -> Drop:
-        """Both metrics side by side."""
-        return cls(
-            dice_mean=dice.mean,
-            ci95=dice.ci95,
-            dice_per_class=dice.per_class,
-            worst_case=dice.worst_case,
-            nsd_mean=nsd.mean,
-            nsd_ci95=nsd.ci95,
-            nsd_per_class=nsd.per_class,
-            nsd_worst_case=nsd.worst_case,
-        )
+    def of(cls, **drops: MetricDrop) -> Drop:
+        """All metrics side by side, by their names in METRICS."""
+        parts = {_DROP[name, field]: getattr(drop, field) for name, drop in drops.items() for field in _FIELDS}
+        return cls(**parts)
 
     def in_metric(self, metric: str) -> MetricDrop:
         """One of them, a name in METRICS."""
-        parts = {
-            "dice": (self.dice_mean, self.ci95, self.dice_per_class, self.worst_case),
-            "nsd": (self.nsd_mean, self.nsd_ci95, self.nsd_per_class, self.nsd_worst_case),
-        }
-        mean, ci95, per_class, worst_case = parts[metric]
-        return MetricDrop(mean=mean, ci95=ci95, per_class=per_class, worst_case=worst_case)
+        return MetricDrop(**{field: getattr(self, _DROP[metric, field]) for field in _FIELDS})
+
+
+_FIELDS = ("mean", "ci95", "per_class", "worst_case")
+_DROP = {(name, field): f"{name}_{field}" for name in ("dice", "iou", "nsd") for field in _FIELDS}
+# Of Dice, which came first, the interval and the worst case have no name in front.
+_DROP |= {("dice", "ci95"): "ci95", ("dice", "worst_case"): "worst_case"}
 
 
 class Accuracy(Part):
@@ -83,17 +87,67 @@ class Accuracy(Part):
 
 
 class CaseReport(Part):
-    """One case; `dice` and `nsd` by label are None without a reference, the baseline's without a baseline."""
+    """One case; scores by label are None without a reference, the baseline's without a baseline."""
 
     case: str
     seconds: float
     baseline_seconds: float | None
     dice: dict[str, Score] | None
+    iou: dict[str, Score] | None = None
     nsd: dict[str, Score] | None
     baseline_dice: dict[str, Score] | None
+    baseline_iou: dict[str, Score] | None = None
     baseline_nsd: dict[str, Score] | None
     voxel_agreement: Score
     voxel_agreement_foreground: Score
+
+
+class ClassScores(Part):
+    """One classifier over all cases; `metrics` by their names in CLASS_METRICS.
+
+    `confusion` counts cases by reference (rows) and answer (columns), in the order of the labels.
+    """
+
+    precision: str
+    provider: str
+    metrics: dict[str, Score]
+    auc_per_class: dict[str, Score]
+    sensitivity_per_class: dict[str, Score]
+    f1_per_class: dict[str, Score]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class Classification(Part):
+    """Scores against the reference classes, and agreement with the baseline's.
+
+    Attributes:
+        cases: how many there are.
+        labelled: how many of them have a reference.
+        labels: names of the classes, in the order of their values.
+        drop: by metric; empty without a baseline or references.
+        agreement: part of the cases with the baseline's class.
+        collapsed: the exported model finds one class in every case, although they are of several.
+    """
+
+    cases: int
+    labelled: int
+    labels: tuple[str, ...]
+    baseline: ClassScores | None
+    exported: ClassScores | None
+    drop: dict[str, MetricDrop]
+    agreement: Score
+    collapsed: bool
+
+
+class ClassifiedCase(Part):
+    """One case: its class, and what the models say."""
+
+    case: str
+    seconds: float
+    reference: str | None
+    found: str
+    baseline: str | None
+    probabilities: dict[str, float]
 
 
 class Latency(Part):
@@ -159,6 +213,8 @@ class Report(Part):
     notes: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
     per_case: tuple[CaseReport, ...] = ()
+    classification: Classification | None = None
+    classified: tuple[ClassifiedCase, ...] = ()
     latency: Latency | None = None
     end_to_end: EndToEnd | None = None
     peak_memory_mb: float | None = None
@@ -166,6 +222,13 @@ class Report(Part):
     layers: Layers | None = None
     control: Control | None = None
     environment: Environment
+
+    def case_scores(self, metric: str) -> list[dict[str, Score]]:
+        """Every case's scores by label; of a classification 1 or 0 for each case, whatever the metric."""
+        if self.classification is None:
+            return [getattr(case, metric) or {} for case in self.per_case]
+        judged = [case for case in self.classified if case.reference is not None]
+        return [{"accuracy": float(case.found == case.reference)} for case in judged]
 
     def to_json(self) -> str:
         """Strict JSON, indented."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from mednext_edge.data.volume import Volume
 from mednext_edge.environment import environment
 from mednext_edge.errors import DataError, UsageError
 from mednext_edge.evaluation.bootstrap import Table, class_mean
+from mednext_edge.evaluation.classify import classified
 from mednext_edge.evaluation.drops import metric_drop
 from mednext_edge.evaluation.memory import PeakMemory
 from mednext_edge.evaluation.metrics import METRICS, Labels, agreement
@@ -66,7 +68,7 @@ def validate(
     progress: Progress | None = None,
     seen: Callable[[Compared], None] | None = None,
 ) -> Report:
-    """Predict every case and measure Dice, surface Dice, agreement, time and memory.
+    """Predict every case and measure Dice, IoU and surface Dice, or accuracy and AUC, agreement, time and memory.
 
     Cases are read one at a time. Those without labels count for agreement and time only.
 
@@ -91,6 +93,9 @@ def validate(
         labels = session.task.labels
         if other is not None and other.task.labels != labels:
             raise UsageError(f"the baseline's labels {other.task.labels} are not those of the exported model: {labels}")
+        kind, before = session.task.model.kind, None if other is None else other.task.model.kind
+        if before not in (None, kind):
+            raise UsageError(f"the baseline is for {before}, the exported model for {kind}; expected the same")
         ticks = _Ticks(progress, predictions=len(cases) * (1 if other is None else 2))
         run = _Run(
             exported=Predictor(session, step=step, mirror=mirror, progress=ticks.patch),
@@ -98,6 +103,8 @@ def validate(
             labels=labels,
             memory=PeakMemory(),
         )
+        if kind == "classification":
+            return classified(run.exported, run.baseline, cases, run.memory)
         rows = []
         for case in cases:
             row, compared = run.case(case)
@@ -218,13 +225,12 @@ def _scores_of(session: Session, scores: Sequence[Mapping[str, ByLabel]], names:
         metric: {name: _number(class_mean(table[:, [i]])) for i, name in enumerate(names)}
         for metric, table in tables.items()
     }
+    found: dict[str, Any] = {f"{metric}_mean": _number(class_mean(table)) for metric, table in tables.items()}
+    found |= {f"{metric}_per_class": scores for metric, scores in per_class.items()}
     return Scores(
         precision=session.precision,
         provider=session.provider,
-        dice_mean=_number(class_mean(tables["dice"])),
-        dice_per_class=per_class["dice"],
-        nsd_mean=_number(class_mean(tables["nsd"])),
-        nsd_per_class=per_class["nsd"],
+        **found,
     )
 
 
@@ -254,10 +260,8 @@ def _case_report(row: _Row) -> CaseReport:
         case=row.case,
         seconds=row.seconds,
         baseline_seconds=row.baseline_seconds,
-        dice=scores(row.exported, "dice"),
-        nsd=scores(row.exported, "nsd"),
-        baseline_dice=scores(row.baseline, "dice"),
-        baseline_nsd=scores(row.baseline, "nsd"),
+        **{metric: scores(row.exported, metric) for metric in METRICS},
+        **{f"baseline_{metric}": scores(row.baseline, metric) for metric in METRICS},
         voxel_agreement=everywhere,
         voxel_agreement_foreground=foreground,
     )

@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mednext_edge.models.logits import per_class
 from mednext_edge.task import ModelSpec
 
 Average = Literal["softmax", "logits"]
 
 
 class Ensemble(nn.Module):
-    """[N, C, *spatial] -> logits [N, classes, *spatial] whose softmax is the average of the members'.
+    """[N, C, *spatial] -> logits as a member's, whose softmax is the average of the members'.
 
     Averaged are probabilities (nnU-Net v1) or logits (v2). The sliding window's average is linear, so that one window
     of the ensemble gives what averaging the members' whole images would.
@@ -36,14 +37,15 @@ class Ensemble(nn.Module):
         if self.average == "logits":
             return torch.stack(logits).mean(0)
         # log(mean(softmax)) with the largest member in front of the logarithm: nothing underflows, in float16 either.
-        logs: list[Tensor] = [one.log_softmax(1) for one in logits]
+        logs: list[Tensor] = [per_class(one).log_softmax(1) for one in logits]
         largest = logs[0]
         for one in logs[1:]:
             largest = torch.maximum(largest, one)
         total = (logs[0] - largest).exp()
         for one in logs[1:]:
             total = total + (one - largest).exp()
-        return largest + total.log() - math.log(len(logs))
+        mean = largest + total.log() - math.log(len(logs))
+        return mean[:, 1:] - mean[:, :1] if logits[0].shape[1] == 1 else mean
 
 
 def describe_ensemble(net: nn.Module) -> ModelSpec:
@@ -51,6 +53,7 @@ def describe_ensemble(net: nn.Module) -> ModelSpec:
     assert isinstance(net, Ensemble)
     member, count = net.member, len(net.members)
     return ModelSpec(
+        kind=member.kind,
         family="ensemble",
         variant=f"{count}x {member.family} {member.variant}",
         kernel_size=member.kernel_size,

@@ -4,17 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from mednext_edge.errors import CheckpointError, MednextEdgeError
-from mednext_edge.models.cmunext import CMUNeXt, CMUNeXtConfig
-from mednext_edge.models.config import MedNeXtConfig
+from mednext_edge.errors import CheckpointError, MednextEdgeError, UsageError
+from mednext_edge.models.cmunext import VARIANTS as CMUNEXT_VARIANTS
+from mednext_edge.models.cmunext import CMUNeXt, CMUNeXtConfig, cmunext_config
+from mednext_edge.models.config import VARIANTS as MEDNEXT_VARIANTS
+from mednext_edge.models.config import MedNeXtConfig, mednext_config
 from mednext_edge.models.ensemble import Ensemble, describe_ensemble
 from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.models.mednext2d import VARIANTS as MEDNEXT2D_VARIANTS
+from mednext_edge.models.mednext2d import MedNeXt2d, MedNeXt2dConfig, mednext2d_config
 from mednext_edge.registry import Registry
 from mednext_edge.task import ModelSpec
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network that is to be trained: what the data and the user ask for.
+
+    Attributes:
+        kind: what it answers.
+        variant: name of the size; None leaves it to the family.
+        labels: classes to tell apart, the background included.
+        kernel: of the depthwise convolutions; None leaves it to the variant.
+        grn: global response normalisation in the blocks.
+    """
+
+    kind: Literal["segmentation", "classification"]
+    variant: str | None
+    in_channels: int
+    labels: int
+    spatial_dims: int
+    kernel: int | None = None
+    grn: bool = False
+
+    def refuse(self, family: str, **allowed: object) -> None:
+        """Raises UsageError for the first of these that is asked for otherwise."""
+        for name, value in allowed.items():
+            if (found := getattr(self, name)) != value:
+                raise UsageError(
+                    f"found {name.replace('_', ' ')} {found} for a network of the family {family}; expected {value}"
+                )
 
 
 @dataclass(frozen=True)
@@ -25,13 +59,20 @@ class Family:
         build: network from the `config` of a ModelSpec; random weights.
         describe: the ModelSpec of a network of this family.
         divisor: what every spatial size of the input must be a multiple of.
+        plan: the `config` of a network to train; None of a family that is not trained.
+        variants: names of its sizes, the smallest first.
+        kernel: of the depthwise convolutions unless another is asked for; None where the variant decides.
     """
 
     build: Callable[[Mapping[str, Any]], nn.Module]
     describe: Callable[[nn.Module], ModelSpec]
     divisor: Callable[[ModelSpec], int]
+    plan: Callable[[Request], Mapping[str, Any]] | None = None
+    variants: tuple[str, ...] = ()
+    kernel: int | None = None
 
 
+MEDNEXT_KERNEL = 3
 FAMILIES: Registry[Family] = Registry("model family")
 
 
@@ -67,6 +108,23 @@ def describe_cmunext(net: nn.Module) -> ModelSpec:
     )
 
 
+def describe_mednext2d(net: nn.Module) -> ModelSpec:
+    """ModelSpec of a 2-D MedNeXt; `kernel_size` is that of its square depthwise convolutions on the way in."""
+    assert isinstance(net, MedNeXt2d)
+    config = net.config
+    return ModelSpec(
+        kind=config.kind,
+        family="mednext2d",
+        variant=config.variant,
+        kernel_size=5,
+        spatial_dims=2,
+        in_channels=config.in_channels,
+        classes=config.classes,
+        parameters=sum(p.numel() for p in net.parameters()),
+        config=config.to_dict(),
+    )
+
+
 def build(spec: ModelSpec) -> nn.Module:
     """The network of a ModelSpec, with random weights.
 
@@ -79,6 +137,50 @@ def build(spec: ModelSpec) -> nn.Module:
         return family.build(spec.config)
     except (LookupError, TypeError, ValueError, MednextEdgeError) as error:
         raise CheckpointError(f"the configuration of this `{spec.family}` cannot be built: {error}") from error
+
+
+def plan_mednext(request: Request) -> Mapping[str, Any]:
+    """A published variant, kernel 3 unless asked otherwise, with deep supervision."""
+    request.refuse("mednext", kind="segmentation")
+    return mednext_config(
+        request.variant or "S",
+        in_channels=request.in_channels,
+        classes=request.labels,
+        kernel=request.kernel or MEDNEXT_KERNEL,
+        spatial_dims=request.spatial_dims,
+        grn=request.grn,
+        deep_supervision=True,
+    ).to_dict()
+
+
+def plan_cmunext(request: Request) -> Mapping[str, Any]:
+    """A published variant, with one output for one foreground class, as the authors have it."""
+    request.refuse("cmunext", kind="segmentation", spatial_dims=2, kernel=None, grn=False)
+    classes = 1 if request.labels == 2 else request.labels
+    return cmunext_config(request.variant or "S", in_channels=request.in_channels, classes=classes).to_dict()
+
+
+def plan_mednext2d(request: Request) -> Mapping[str, Any]:
+    """One of its sizes, with an output for every class."""
+    request.refuse("mednext2d", spatial_dims=2, kernel=None, grn=False)
+    return mednext2d_config(
+        request.variant or "tiny", kind=request.kind, in_channels=request.in_channels, classes=request.labels
+    ).to_dict()
+
+
+def plan_spec(family: str, request: Request) -> ModelSpec:
+    """The network of a family that a request leads to.
+
+    Raises:
+        UnknownNameError: no such family or variant.
+        UsageError: the family has no such network.
+    """
+    entry = FAMILIES[family]
+    if entry.plan is None:
+        raise UsageError(f"a network of the family {family} is not trained itself")
+    config = entry.plan(request)
+    with torch.device("meta"):
+        return entry.describe(entry.build(config))
 
 
 def for_inference(net: nn.Module) -> nn.Module:
@@ -94,6 +196,9 @@ FAMILIES.add(
         build=lambda config: MedNeXt(MedNeXtConfig(**config)),
         describe=describe_mednext,
         divisor=lambda spec: MedNeXtConfig(**spec.config).divisor,
+        plan=plan_mednext,
+        variants=tuple(MEDNEXT_VARIANTS),
+        kernel=MEDNEXT_KERNEL,
     ),
 )
 FAMILIES.add(
@@ -102,6 +207,18 @@ FAMILIES.add(
         build=lambda config: CMUNeXt(CMUNeXtConfig(**config)),
         describe=describe_cmunext,
         divisor=lambda spec: CMUNeXtConfig(**spec.config).divisor,
+        plan=plan_cmunext,
+        variants=tuple(CMUNEXT_VARIANTS),
+    ),
+)
+FAMILIES.add(
+    "mednext2d",
+    Family(
+        build=lambda config: MedNeXt2d(MedNeXt2dConfig(**config)),
+        describe=describe_mednext2d,
+        divisor=lambda spec: MedNeXt2dConfig(**spec.config).divisor,
+        plan=plan_mednext2d,
+        variants=tuple(MEDNEXT2D_VARIANTS),
     ),
 )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mednext_edge.data.recipe import prepare, restore
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import DataError, ExportError, UsageError
+from mednext_edge.models.logits import per_class
 from mednext_edge.runtime.session import Session
 
 Array = NDArray[np.float32]
@@ -63,7 +64,7 @@ def gaussian_map(patch: tuple[int, ...]) -> Array:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Segments images of any size with one session.
+    """Segments or classifies images of any size with one session.
 
     Attributes:
         session: the engine.
@@ -93,12 +94,29 @@ class Predictor:
         """Labels of an image, [Z, Y, X] on the image's own grid.
 
         Raises:
-            DataError: the image does not fit the task.
+            DataError: the image does not fit the task, or the network classifies whole images.
             ExportError: the engine returned NaN or infinite values.
         """
+        model = self.session.task.model
+        if model.kind != "segmentation":
+            raise DataError(f"{model.family} {model.variant} classifies images; expected a network for segmentation")
         prepared = prepare(volume, self.session.task.preprocessing)
         # Whatever was averaged is what nnU-Net resamples: softmax in v1, logits in v2.
         return restore(self._scores(prepared.image), prepared)
+
+    def classify(self, volume: Volume) -> Array:
+        """Probabilities of the classes of a whole image, [labels] float32: the mean over all windows and slices.
+
+        Raises:
+            DataError: the image does not fit the task, or the network answers with label maps.
+            ExportError: the engine returned NaN or infinite values.
+        """
+        model = self.session.task.model
+        if model.kind != "classification":
+            raise DataError(f"{model.family} {model.variant} makes label maps; expected a network for classification")
+        found = self.probabilities(prepare(volume, self.session.task.preprocessing).image)
+        mean: Array = found.mean(axis=tuple(range(1, found.ndim)))
+        return mean
 
     def probabilities(self, image: Array) -> Array:
         """Class probabilities of a prepared image.
@@ -107,7 +125,8 @@ class Predictor:
             image: [C, *spatial] float32; for a 2-D network also a stack of slices [C, Z, Y, X].
 
         Returns:
-            [classes, *spatial] float32, summing to 1 over the classes.
+            [classes, *spatial] float32, summing to 1 over the classes. Of a classification every window's answer
+            stands for all its pixels.
 
         Raises:
             DataError: the image does not fit the network.
@@ -164,18 +183,18 @@ class Predictor:
         task = self.session.task
         # A copy, because engines do not take the negative strides of a flipped axis.
         found = self.session.run(np.array(np.flip(patch, flip)[np.newaxis], np.float32, order="C"))
-        expected = (1, task.model.classes, *self.patch)
+        expected = (1, *task.model.output_shape(self.patch))
         if found.shape != expected:
             raise ExportError(f"{self.session.provider} returned logits of shape {found.shape}; expected {expected}")
-        logits = torch.from_numpy(np.require(found[0], np.float32, "W"))
-        if len(logits) == 1:  # of class 1, against 0 of class 0: the softmax of both is the sigmoid
-            logits = torch.cat((torch.zeros_like(logits), logits))
+        logits = per_class(torch.from_numpy(np.require(found[0], np.float32, "W")), axis=0)
         low, high = torch.aminmax(logits)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ExportError(
                 f"{self.session.provider} at {self.session.precision} returned NaN or infinite logits; the usual cause "
                 "is overflow in fp16. Export again at fp32 or bf16, or keep the layers that overflow in fp32"
             )
+        if task.model.kind == "classification":
+            logits = logits.view(-1, *(1 for _ in self.patch))
         scores = torch.softmax(logits, dim=0) if task.inference.average == "softmax" else logits
         return scores.flip(flip) if flip else scores
 

@@ -32,7 +32,7 @@ class Session(ABC):
     threads: int | None = None
 
     def run(self, x: Array) -> Array:
-        """[N, C, *patch] float32 -> logits [N, classes, *patch] float32.
+        """[N, C, *patch] float32 -> logits [N, classes, *patch] float32, of a classification [N, classes].
 
         Raises:
             DataError: the shape is not one that this session takes.

@@ -119,8 +119,9 @@ class TensorRtSession(Session):
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise _failed(f"{self.provider} cannot load {file}", errors, f"Run `mednext-edge build {file.parent}`")
-            self._input = self._tensor("INPUT", self.task.model.in_channels)
-            self._output = self._tensor("OUTPUT", self.task.model.classes)
+            dims = self.task.model.spatial_dims
+            self._input = self._tensor("INPUT", self.task.model.in_channels, dims)
+            self._output = self._tensor("OUTPUT", self.task.model.classes, len(self._answer((0,) * dims)) - 1)
             shape = tuple(self._engine.get_tensor_shape(self._input))
             open_size = min(shape) < 0
             profile = self._engine.get_tensor_profile_shape(self._input, 0) if open_size else [shape] * 3
@@ -135,12 +136,11 @@ class TensorRtSession(Session):
             return self._engine.create_execution_context()
         return self._engine.create_execution_context(self._kernels.config)
 
-    def _tensor(self, mode: str, channels: int) -> str:
-        """Name of the one input or output: float32, [1, channels, *patch]."""
+    def _tensor(self, mode: str, channels: int, dims: int) -> str:
+        """Name of the one input or output: float32, [1, channels, and so many spatial axes]."""
         engine, trt = self._engine, self._trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = [name for name in names if engine.get_tensor_mode(name) == getattr(trt.TensorIOMode, mode)]
-        dims = self.task.model.spatial_dims
         shapes = [tuple(engine.get_tensor_shape(name)) for name in found]
         dtypes = [engine.get_tensor_dtype(name) for name in found]
         # -1 is a size that the builder could not tell beforehand.
@@ -151,6 +151,10 @@ class TensorRtSession(Session):
                 f"expected one of FLOAT with {channels} channels and {dims} spatial axes. Export again"
             )
         return str(found[0])
+
+    def _answer(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the logits for one patch."""
+        return self.task.model.output_shape(spatial)
 
     def _choose_patch(self, patch: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if patch is not None and not self._fits(patch):
@@ -171,7 +175,7 @@ class TensorRtSession(Session):
 
     def _run(self, x: Array) -> Array:
         memory = self._memory_here()
-        out = np.empty((len(x), self.task.model.classes, *x.shape[2:]), np.float32)
+        out = np.empty((len(x), *self._answer(x.shape[2:])), np.float32)
         with memory.current():
             for i in range(len(x)):
                 bound = self._bind(x[i : i + 1].shape)
@@ -211,7 +215,7 @@ class TensorRtSession(Session):
             return torch.cat([self.run_tensor(x[i : i + 1]) for i in range(len(x))])
         if x.data_ptr() % _ALIGNMENT:
             x = x.clone()
-        out = torch.empty((len(x), self.task.model.classes, *x.shape[2:]), dtype=torch.float32, device=x.device)
+        out = torch.empty((len(x), *self._answer(tuple(x.shape[2:]))), dtype=torch.float32, device=x.device)
         with memory.joined():
             self._release()  # its recording would not survive another use of the context
             for i in range(len(x)):
@@ -256,7 +260,7 @@ class TensorRtSession(Session):
             self._stand_at(shape)
             source = memory.buffer(shape)
             try:
-                target = memory.buffer((1, self.task.model.classes, *shape[2:]))
+                target = memory.buffer((1, *self._answer(shape[2:])))
             except BaseException:
                 source.free()
                 raise
@@ -276,7 +280,7 @@ class TensorRtSession(Session):
         with collected(self._trt) as errors:
             if not self._context.set_input_shape(self._input, shape):
                 raise _failed(f"{self.provider} refuses an input of {shape}", errors)
-        found, expected = tuple(self._context.get_tensor_shape(self._output)), (1, self.task.model.classes, *shape[2:])
+        found, expected = tuple(self._context.get_tensor_shape(self._output)), (1, *self._answer(shape[2:]))
         if found != expected:
             raise ExportError(f"{self.provider} answers {shape} with logits of {found}; expected {expected}")
 

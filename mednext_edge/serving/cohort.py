@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from mednext_edge.data.dataset import Case
 from mednext_edge.data.dicom_seg import SegIdentity
 from mednext_edge.data.outputs import OUTPUTS
@@ -21,14 +23,14 @@ class Settings(Frozen):
 
     Attributes:
         out: folder of the label maps.
-        output: name of their format.
+        output: name of their format; None takes what suits each image.
         step, mirror: of the sliding window, as `Predictor` takes them.
         digest: of what segments, SHA-256 in hex; needed for segmentation objects alone.
         version: of this software.
     """
 
     out: Path
-    output: str = "nifti"
+    output: str | None = None
     step: float | None = None
     mirror: bool = True
     digest: str
@@ -36,44 +38,66 @@ class Settings(Frozen):
 
 
 class CaseResult(Frozen):
-    """What became of one case: its label map, or the error."""
+    """What became of one case: its label map, or its class and the probability of every class, or the error."""
 
     case: str
     labels: Path | None = None
+    answer: str | None = None
+    probabilities: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class CaseRunner:
-    """Segments cases with one session."""
+    """Segments or classifies cases with one session."""
 
     session: Session
     settings: Settings
 
     def run(self, case: Case, progress: Callable[[int, int], None] | None = None) -> CaseResult:
-        """Segment a case; a bad image is a result, so that it does not cost the others of a long run.
+        """Predict a case; a bad image is a result, so that it does not cost the others of a long run.
 
         Raises:
             UsageError: a step out of range.
             ExportError: the engine failed.
         """
         settings, task = self.settings, self.session.task
-        target = label_file(settings, case.name)
         predictor = Predictor(self.session, step=settings.step, mirror=settings.mirror, progress=progress)
-        identity = SegIdentity(task.name, settings.version, settings.digest, task.labels)
         start = time.perf_counter()
         try:
-            image = case.image()
-            OUTPUTS[settings.output].write(target, predictor.predict(image), image, identity)
+            result = (
+                self._classify(case, predictor)
+                if task.model.kind == "classification"
+                else self._segment(case, predictor)
+            )
         except DataError as error:
-            return CaseResult(case=case.name, error=str(error), seconds=round(time.perf_counter() - start, 3))
-        return CaseResult(case=case.name, labels=target, seconds=round(time.perf_counter() - start, 3))
+            result = CaseResult(case=case.name, error=str(error))
+        return result.model_copy(update={"seconds": round(time.perf_counter() - start, 3)})
+
+    def _segment(self, case: Case, predictor: Predictor) -> CaseResult:
+        settings, task = self.settings, self.session.task
+        target = label_file(settings, case.name, case.output)
+        identity = SegIdentity(task.name, settings.version, settings.digest, task.labels)
+        image = case.image()
+        OUTPUTS[settings.output or case.output].write(target, predictor.predict(image), image, identity)
+        return CaseResult(case=case.name, labels=target)
+
+    def _classify(self, case: Case, predictor: Predictor) -> CaseResult:
+        found = predictor.classify(case.image())
+        labels = sorted(self.session.task.labels.items(), key=lambda label: label[1])
+        probabilities = {name: float(found[value]) for name, value in labels}
+        best = max(probabilities, key=lambda name: probabilities[name])
+        return CaseResult(case=case.name, answer=best, probabilities=probabilities)
 
 
-def label_file(settings: Settings, name: str) -> Path:
-    """Where the labels of a case go."""
-    return settings.out / f"{name}{OUTPUTS[settings.output].suffix}"
+def label_file(settings: Settings, name: str, usual: str = "nifti") -> Path:
+    """Where the labels of a case go.
+
+    Args:
+        usual: format that suits the image, taken where the settings name none.
+    """
+    return settings.out / f"{name}{OUTPUTS[settings.output or usual].suffix}"
 
 
 def part_of(cases: tuple[Case, ...], parts: int, part: int) -> tuple[Case, ...]:

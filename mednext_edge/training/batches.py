@@ -112,6 +112,18 @@ class BatchSource:
         return patch.contiguous(), target.contiguous()
 
 
+class CategorySource(BatchSource):
+    """The same of whole images with a class: labels are [N, 1] float32.
+
+    Args:
+        cases: with the class in every pixel of their label maps.
+    """
+
+    def _sample(self, step: int, place: int) -> tuple[Tensor, Tensor]:
+        patch, target = super()._sample(step, place)
+        return patch, target.amax().view(1)  # 0 stands where the patch reaches beyond the image
+
+
 class _Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """The batches of some steps, for worker processes to make."""
 

@@ -36,7 +36,9 @@ class Board:
     def epoch(self, entry: Mapping[str, Any]) -> None:
         """One line of the run's log; values that are missing or NaN leave no point."""
         per_class = {f"dice/{name}": value for name, value in (entry.get("dice_per_class") or {}).items()}
-        names = {"loss": "loss", "rate": "learning rate", "dice": "dice/mean", "memory_mb": "peak memory, MB"}
+        per_class |= {f"sensitivity/{n}": value for n, value in (entry.get("sensitivity_per_class") or {}).items()}
+        names = {"loss": "loss", "rate": "learning rate", "dice": "dice/mean", "balanced_accuracy": "balanced accuracy"}
+        names |= {"memory_mb": "peak memory, MB"}
         scalars = {title: entry.get(name) for name, title in names.items()} | per_class
         for title, value in scalars.items():
             if value is not None and math.isfinite(value):

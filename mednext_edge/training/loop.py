@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,23 @@ from mednext_edge.errors import CheckpointError, DataError
 from mednext_edge.fusion.cuda_block import use_cuda_block
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.task import Task
-from mednext_edge.training.batches import BatchSource
+from mednext_edge.training.batches import BatchSource, CategorySource
 from mednext_edge.training.board import Board, check_tensorboard
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.memory import PeakOfStep
-from mednext_edge.training.objective import Objective, Supervised
+from mednext_edge.training.objective import Classified, Objective, Supervised
 from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.start import start_network
 from mednext_edge.training.state import BEST, LAST, Counters, RunFolder
 from mednext_edge.training.stepper import Stepper
 from mednext_edge.training.team import ALONE, Team
-from mednext_edge.training.validation import validate_dice
+from mednext_edge.training.validation import validate_dice, validate_sensitivity
+
+SCORES = {
+    "segmentation": ("dice", "dice_per_class"),
+    "classification": ("balanced_accuracy", "sensitivity_per_class"),
+}
+"""What a log calls the score that decides and its parts, by the kind of network."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ def train(
         CheckpointError: the saved state is damaged or of another network.
     """
     plan.check_split(team.size)
+    dense = task.model.kind == "segmentation"
     device = team.device(device)
     folder = RunFolder(out, plan, resume=resume)
     if net is None:
@@ -102,10 +109,12 @@ def train(
         on_note("no block of this network fits our operator; it computes with PyTorch's")
     stepper = Stepper(net.to(device).train(), plan, device, team)
     if objective is None:
-        objective = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
+        supervised = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
+        objective = supervised if dense else Classified()
     if tensorboard:
         check_tensorboard()
-    source = BatchSource(_prepare_all(dataset, task, team, on_case), plan, team)
+    draw = BatchSource if dense else CategorySource
+    source = draw(_prepare_all(dataset, task, team, on_case), plan, team)
     for note in source.notes(task.labels, validated=bool(dataset.validation)):
         on_note(note)
     team.barrier()  # every process has looked at the folder before the first one changes it
@@ -129,11 +138,13 @@ def train(
         if counters.step % plan.steps == 0:
             epoch = counters.step // plan.steps
             if dataset.validation and (epoch % plan.validate_every == 0 or counters.step == plan.total_steps):
-                validation = validate_dice(stepper.judged, task, dataset.validation, device, team)
+                validate = validate_dice if dense else validate_sensitivity
+                validation = validate(stepper.judged, task, dataset.validation, device, team)
             counters.seconds = time.monotonic() - clock
             if team.leads:
                 entry = {"step": counters.step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate}
-                saved = _save(folder, stepper, counters, {**entry, "memory_mb": peak.mb()}, validation)
+                named = SCORES[task.model.kind]
+                saved = _save(folder, stepper, counters, {**entry, "memory_mb": peak.mb()}, validation, named)
                 if board is not None:
                     board.epoch(saved)
             losses.clear()
@@ -171,6 +182,7 @@ def _save(
     counters: Counters,
     entry: Mapping[str, object],
     validation: dict[str, float] | None,
+    names: tuple[str, str],
 ) -> dict[str, object]:
     """What a finished epoch leaves: the best weights where it was best, the line in the log, the last state."""
     found = [value for value in (validation or {}).values() if not math.isnan(value)]
@@ -178,7 +190,7 @@ def _save(
     if mean is not None and mean > counters.best:
         counters.best = mean
         folder.save(BEST, stepper.state(), counters)
-    line = {**entry, "seconds": counters.seconds, "dice": mean, "dice_per_class": validation}
+    line = {**entry, "seconds": counters.seconds, names[0]: mean, names[1]: validation}
     folder.log(line)
     folder.save(LAST, stepper.state(), counters)
     return line
@@ -208,6 +220,11 @@ def _prepare_all(dataset: Dataset, task: Task, team: Team, on_case: Callable[[in
 
 
 def _prepare(case: Case, task: Task, use: str = "training") -> Prepared:
+    if task.model.kind == "classification":
+        if case.category is None:
+            raise DataError(f"{use} case {case.name} has no class")
+        image = prepare(case.image(), task.preprocessing)
+        return replace(image, labels=np.full(image.image.shape[1:], case.category, np.uint16))
     if case.labels is None:
         raise DataError(f"{use} case {case.name} has no labels")
     try:
@@ -215,6 +232,6 @@ def _prepare(case: Case, task: Task, use: str = "training") -> Prepared:
     except DataError as error:
         raise error if case.name in str(error) else DataError(f"{use} case {case.name}: {error}") from error
     assert prepared.labels is not None
-    if int(prepared.labels.max(initial=0)) >= task.model.classes:
+    if int(prepared.labels.max(initial=0)) >= task.model.labels:
         raise DataError(f"{case.name} holds the label {int(prepared.labels.max())}; the dataset names {task.labels}")
     return prepared

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mednext_edge.models.families import build
 from mednext_edge.task import ModelSpec
 from mednext_edge.training.loss import SupervisedLoss
+from mednext_edge.training.objective import Batch, Classified, Supervised
 from mednext_edge.training.plan import plan_patch
 
 OF_PARAMETERS = 4 * 4
@@ -70,9 +71,9 @@ def step_memory(spec: ModelSpec, patch: tuple[int, ...], *, half: bool, checkpoi
 
     # Views of one tensor count once: storages are told apart, not tensors.
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = net(x)
-        heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        SupervisedLoss()(heads, torch.empty(1, 1, *patch, device="meta"))
+        dense = spec.kind == "segmentation"
+        objective = Supervised(SupervisedLoss()) if dense else Classified()
+        objective(net, Batch(x, torch.empty(1, 1, *(patch if dense else ()), device="meta"), 0))
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     parameters = sum(p.numel() for p in net.parameters())
     activations = (saved + 3 * largest) * (HALF if half else 1)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn import functional as F
 
+from mednext_edge.models.logits import per_class
 from mednext_edge.training.loss import SupervisedLoss
 
 Outputs = Tensor | Sequence[Tensor]
@@ -57,4 +59,16 @@ class Supervised:
     def __call__(self, net: Network, batch: Batch) -> Outcome:
         outputs = net(batch.images)
         heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        heads = [per_class(head) for head in heads]
         return Outcome(self.loss(heads, batch.labels), heads[0])
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Cross-entropy of whole images against their classes, [N, 1]."""
+
+    def __call__(self, net: Network, batch: Batch) -> Outcome:
+        outputs = net(batch.images)
+        assert isinstance(outputs, Tensor), "a classifier has one output"
+        logits = per_class(outputs).float()
+        return Outcome(F.cross_entropy(logits, batch.labels[:, 0].long()), logits)

@@ -25,7 +25,7 @@ class TrainingPlan:
     """One training run.
 
     Attributes:
-        variant, kernel, grn: the network, see `models.mednext_config`.
+        family, variant, kernel, grn: the network, see `models.families.Request`; None leaves a choice to the family.
         patch: training and inference patch, (z, y, x), multiples of 16.
         batch: patches a step.
         epochs, steps: pseudo-epochs and optimiser steps in each.
@@ -48,8 +48,9 @@ class TrainingPlan:
     be resumed with others; see `EXECUTION`.
     """
 
-    variant: str = "S"
-    kernel: int = 3
+    family: str = "mednext"
+    variant: str | None = "S"
+    kernel: int | None = 3
     grn: bool = False
     patch: tuple[int, ...] = (128, 128, 128)
     batch: int = 2

@@ -58,6 +58,12 @@ class QatOptions:
         """
         target_of(self.target, "int8")
         check_kinds(self.int8_layers, "int8")
+        if model.task.model.family != "mednext":
+            # The deploy form of others has weights that fusion makes of several: no training form rounds as it does.
+            raise UsageError(
+                f"found a {model.task.model.family}; training in INT8 takes a mednext. Export it with --int8, and "
+                "--accuracy-control where its accuracy must be held"
+            )
         if model.rewrites:
             raise UsageError(f"found a model with the rewrites {model.rewrites}; give the checkpoint that it came from")
         if model.quantization is not None:

@@ -8,14 +8,11 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.data.recipe import prepare
-from mednext_edge.models.config import mednext_config
-from mednext_edge.models.families import describe_mednext
-from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.models.families import Request, plan_spec
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 from mednext_edge.training.fingerprint import ForegroundIntensities, choose_spacing
 from mednext_edge.training.plan import TrainingPlan
@@ -24,6 +21,9 @@ from mednext_edge.training.plan import TrainingPlan
 # and the share of zeros must not move their mean.
 MASKED_BELOW = 0.75
 LOOKED_AT = 25
+IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+IMAGENET_GREY = ((0.449, 0.226),)
+"""Mean and standard deviation of red, green and blue in 0..1, and of their means."""
 
 
 def plan_preprocessing(
@@ -90,22 +90,44 @@ def _turned(
     return tuple(spacing), tuple(voxels)
 
 
-def make_task(dataset: Dataset, plan: TrainingPlan, preprocessing: Preprocessing) -> Task:
-    """The task of a network trained on this dataset with this plan."""
-    config = mednext_config(
-        plan.variant,
-        in_channels=len(dataset.channels),
-        classes=len(dataset.labels),
-        kernel=plan.kernel,
-        spatial_dims=len(plan.patch),
-        grn=plan.grn,
-        deep_supervision=True,
+def plan_photographs(dataset: Dataset, size: tuple[int, int] | None) -> Preprocessing:
+    """Fixed brightness, so that a dark image stays dark: ImageNet's mean and standard deviation of each colour.
+
+    Args:
+        dataset: of raster images.
+        size: (y, x) that every image is stretched to; None keeps its own, for a sliding window.
+    """
+    entries = IMAGENET_GREY if dataset.colour == "grey" else IMAGENET
+    # The scheme `ct` with nothing to clip is (x - mean) / sd.
+    normalization = tuple(Normalization(scheme="ct", mean=255 * mean, sd=255 * sd) for mean, sd in entries)
+    return Preprocessing(
+        colour=dataset.colour,
+        crop_nonzero=False,
+        normalization=normalization,
+        size=size,
+        image_order=1,
+        label_order=0,
     )
-    with torch.device("meta"):
-        spec = describe_mednext(MedNeXt(config))
+
+
+def make_task(dataset: Dataset, plan: TrainingPlan, preprocessing: Preprocessing) -> Task:
+    """The task of a network trained on this dataset with this plan.
+
+    Raises:
+        UnknownNameError, UsageError: the plan's family has no such network.
+    """
+    request = Request(
+        kind=dataset.kind,
+        variant=plan.variant,
+        in_channels=len(preprocessing.normalization),
+        labels=len(dataset.labels),
+        spatial_dims=len(plan.patch),
+        kernel=plan.kernel,
+        grn=plan.grn,
+    )
     return Task(
         name=dataset.name,
-        model=spec,
+        model=plan_spec(plan.family, request),
         preprocessing=preprocessing,
         inference=Inference(patch=plan.patch, mirror_axes=plan.mirror_axes),
         labels=dataset.labels,

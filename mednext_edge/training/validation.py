@@ -38,6 +38,26 @@ def validate_dice(
     return means
 
 
+def validate_sensitivity(
+    net: nn.Module, task: Task, cases: Sequence[Case], device: str, team: Team = ALONE
+) -> dict[str, float]:
+    """Share of each class's images that are classified as it; NaN for a class without images.
+
+    Their mean is the balanced accuracy. Each process predicts its share of the cases; all return the same.
+    """
+    was_training = net.training
+    net.eval()
+    predictor = Predictor(TorchSession(net, task, device))
+    mine = {case.name: int(predictor.classify(case.image()).argmax()) for case in team.share(cases)}
+    net.train(was_training)
+    found = {name: value for part in team.gather(mine) for name, value in part.items()}
+    shares: dict[str, float] = {}
+    for label, value in task.labels.items():
+        right = [found[case.name] == value for case in cases if case.category == value]
+        shares[label] = float(np.mean(right)) if right else float("nan")
+    return shares
+
+
 def _dice_of(case: Case, predictor: Predictor, task: Task) -> dict[str, float]:
     """Dice of the foreground classes that the case or its prediction has."""
     if case.labels is None:

@@ -260,7 +260,7 @@ def test_images_to_predict(tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_be_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no NIfTI file"):
+    with pytest.raises(DataError, match="holds no image"):
         list_images(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         list_images(tmp_path / "missing")

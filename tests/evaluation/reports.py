@@ -36,6 +36,8 @@ def scores(precision: str, one: float) -> Scores:
         provider="openvino 2026.1",
         dice_mean=one,
         dice_per_class={"grey|white": one, "rare": None},
+        iou_mean=0.8,
+        iou_per_class={"grey|white": 0.8, "rare": None},
         nsd_mean=0.99,
         nsd_per_class={"grey|white": 0.99, "rare": None},
     )
@@ -58,6 +60,8 @@ def make_report(
             drop=Drop(
                 dice_mean=drop,
                 ci95=interval,
+                iou_mean=0.002,
+                iou_ci95=interval,
                 nsd_mean=nsd_drop,
                 nsd_ci95=interval,
                 worst_case=WorstCase(case="case_2", label="grey|white", drop=0.01),
@@ -72,6 +76,7 @@ def make_report(
                 seconds=1.25,
                 baseline_seconds=4.5,
                 dice={"grey|white": 0.896, "rare": None},
+                iou={"grey|white": 0.8, "rare": None},
                 nsd={"grey|white": 0.99, "rare": None},
                 baseline_dice={"grey|white": 0.9, "rare": None},
                 baseline_nsd={"grey|white": 0.99, "rare": None},

@@ -157,3 +157,17 @@ def test_agreement() -> None:
 def test_unknown_metric_names_the_closest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean `dice`"):
         METRICS["dise"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_iou_is_a_function_of_dice(seed: int) -> None:
+    a, b = blobs(seed)
+    overlap = dice(a, b)
+    assert METRICS["iou"].value(a, b, ()) == pytest.approx(overlap / (2 - overlap))
+    assert METRICS["iou"].value(a, a, ()) == 1
+
+
+def test_iou_of_empty_masks_follows_the_rule() -> None:
+    filled, empty = cube(), np.zeros_like(cube())
+    assert math.isnan(METRICS["iou"].value(empty, empty, ()))
+    assert METRICS["iou"].value(filled, empty, ()) == METRICS["iou"].value(empty, filled, ()) == 0

@@ -13,6 +13,8 @@ from mednext_edge.models.cmunext import CMUNeXtConfig
 from mednext_edge.models.config import VARIANTS, MedNeXtConfig
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
+from mednext_edge.models.mednext2d import MedNeXt2dConfig
+from mednext_edge.models.modules2d import ATTENTION, FEED_FORWARD, SPATIAL
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 
 TINY = MedNeXtConfig(
@@ -78,13 +80,23 @@ CMUNEXT: dict[str, CMUNeXtConfig] = {
     **{f"{v}, narrow": CMUNeXtConfig(3, 1, (4,) * 5, *numbers[1:]) for v, numbers in CMUNEXT_VARIANTS.items()},
 }
 
-Config = MedNeXtConfig | CMUNeXtConfig
-NETWORKS: dict[str, Mapping[str, Config]] = {"mednext": MEDNEXT, "cmunext": CMUNEXT}
+SMALL_2D = MedNeXt2dConfig(widths=(4, 6, 8, 10), depths=(1, 2, 1, 1))
+MEDNEXT2D: dict[str, MedNeXt2dConfig] = {
+    "tiny": SMALL_2D,
+    "classification": replace(SMALL_2D, kind="classification", classes=4),
+    **{f"{name} attention": replace(SMALL_2D, attention=name) for name in ATTENTION},
+    **{f"{name} encoding": replace(SMALL_2D, spatial=name) for name in SPATIAL},
+    **{f"{name} feed-forward": replace(SMALL_2D, feed_forward=name) for name in FEED_FORWARD},
+    "two blocks a stage": replace(SMALL_2D, depths=(2, 2, 2, 2)),
+}
+
+Config = MedNeXtConfig | CMUNeXtConfig | MedNeXt2dConfig
+NETWORKS: dict[str, Mapping[str, Config]] = {"mednext": MEDNEXT, "cmunext": CMUNEXT, "mednext2d": MEDNEXT2D}
 """Every family of the registry -> the shapes in which its rewrites are proven."""
 
 
 def family_of(config: Config) -> str:
-    return {MedNeXtConfig: "mednext", CMUNeXtConfig: "cmunext"}[type(config)]
+    return {MedNeXtConfig: "mednext", CMUNeXtConfig: "cmunext", MedNeXt2dConfig: "mednext2d"}[type(config)]
 
 
 def loaded(config: Config, seed: int = 0) -> LoadedModel:

@@ -41,7 +41,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def test_every_family_is_proven() -> None:
-    assert set(NETWORKS) == set(FAMILIES)
+    """All that are trained; an ensemble is made of them."""
+    assert set(NETWORKS) == {name for name, family in FAMILIES.items() if family.plan is not None}
 
 
 @every_shape

@@ -1,0 +1,131 @@
+"""Training of 2-D networks: one logit, classes of whole images, and what their data becomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mednext_edge.data.dataset import Dataset, open_dataset
+from mednext_edge.data.recipe import prepare
+from mednext_edge.training.batches import CategorySource
+from mednext_edge.training.loop import train
+from mednext_edge.training.loss import SupervisedLoss
+from mednext_edge.training.objective import Batch, Classified, Supervised
+from mednext_edge.training.plan import TrainingPlan
+from mednext_edge.training.task import make_task, plan_photographs
+from tests.data.pictures import mask, picture
+
+PLAN = TrainingPlan(
+    family="cmunext",
+    variant="S",
+    kernel=None,
+    patch=(32, 32),
+    batch=2,
+    epochs=1,
+    steps=2,
+    validate_every=1,
+    mirror_axes=(0, 1),
+    amp="fp32",
+)
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("lesions")
+    for i in range(5):
+        picture(folder / "images" / f"{i}.png", seed=i, size=(40, 48))
+        mask(folder / "masks" / f"{i}.png", slice(4 * i, 4 * i + 20), size=(40, 48))
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("kinds")
+    for name, count in (("a", 4), ("b", 3), ("c", 2)):
+        for i in range(count):
+            picture(folder / name / f"{name} {i}.png", seed=ord(name) + i, size=(70, 50), mode="L")
+    return open_dataset(folder)
+
+
+def test_one_logit_is_trained_by_its_sigmoid(lesions: Dataset) -> None:
+    """Dice and cross-entropy of [0, z] are those of sigmoid(z): binary cross-entropy exactly."""
+    logits, target = torch.randn(2, 1, 8, 8, requires_grad=True), torch.randint(0, 2, (2, 1, 8, 8)).float()
+    found = Supervised(SupervisedLoss())(lambda x: logits, Batch(torch.zeros(2, 3, 8, 8), target, 0))
+    share = logits.sigmoid()
+    axes = (2, 3)
+    dice = (2 * (share * target).sum(axes) + 1e-5) / ((share + target).sum(axes) + 1e-5)
+    expected = 1 - dice.mean() + F.binary_cross_entropy_with_logits(logits, target)
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.logits.shape == (2, 2, 8, 8)
+
+
+def test_classes_are_trained_by_cross_entropy() -> None:
+    logits, target = torch.randn(4, 3), torch.tensor([[0.0], [2.0], [1.0], [1.0]])
+    found = Classified()(lambda x: logits, Batch(torch.zeros(4, 1, 8, 8), target, 0))
+    assert found.loss.item() == pytest.approx(F.cross_entropy(logits, torch.tensor([0, 2, 1, 1])).item())
+
+
+def test_photographs_are_stretched_or_tiled(lesions: Dataset, kinds: Dataset) -> None:
+    whole = plan_photographs(lesions, (32, 32))
+    assert (whole.colour, whole.size, len(whole.normalization)) == ("RGB", (32, 32), 3)
+    image = lesions.training[0].image()
+    assert prepare(image, whole).image.shape == (3, 1, 32, 32)
+    assert prepare(image, plan_photographs(lesions, None)).image.shape == (3, 1, 40, 48)
+    white = image.__class__(np.full_like(image.array, 255), image.affine)
+    assert prepare(white, whole).image[:, 0, 0, 0] == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-3)
+    assert plan_photographs(kinds, (32, 32)).colour == "grey"
+
+
+def test_cmunext_trains_and_its_model_has_one_output(lesions: Dataset, tmp_path: Path) -> None:
+    task = make_task(lesions, PLAN, plan_photographs(lesions, (32, 32)))
+    assert (task.model.family, task.model.classes, task.labels) == ("cmunext", 1, {"background": 0, "foreground": 1})
+    model = train(lesions, task, PLAN, tmp_path / "run")
+    log = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert set(log["dice_per_class"]) == {"foreground"}
+    with torch.no_grad():
+        assert model.net(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_labels_of_a_classification_are_the_classes(kinds: Dataset) -> None:
+    recipe = plan_photographs(kinds, (32, 32))
+    samples = []
+    for case in kinds.training:
+        found = prepare(case.image(), recipe)
+        samples.append(
+            found.__class__(found.image, np.full(found.image.shape[1:], case.category, np.uint16), found.grid)
+        )
+    plan = TrainingPlan(patch=(32, 32), batch=16, mirror_axes=(0, 1))
+    seen = set()
+    source = CategorySource(samples, plan)
+    for step in range(4):
+        images, labels = source.batch(step)
+        assert (images.shape, labels.shape) == ((16, 1, 32, 32), (16, 1))
+        seen |= set(labels.flatten().tolist())
+    assert seen == {0.0, 1.0, 2.0}
+
+
+def test_a_classifier_trains_and_logs_its_sensitivities(kinds: Dataset, tmp_path: Path) -> None:
+    plan = TrainingPlan(
+        family="mednext2d",
+        variant="tiny",
+        kernel=None,
+        patch=(64, 64),
+        batch=2,
+        epochs=1,
+        steps=2,
+        mirror_axes=(0, 1),
+        amp="fp32",
+    )
+    task = make_task(kinds, plan, plan_photographs(kinds, (64, 64)))
+    assert (task.model.kind, task.model.classes, task.model.in_channels) == ("classification", 3, 1)
+    model = train(kinds, task, plan, tmp_path / "run")
+    log = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert set(log["sensitivity_per_class"]) == {"a", "b", "c"}
+    assert 0 <= log["balanced_accuracy"] <= 1
+    with torch.no_grad():
+        assert model.net(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
