@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from torch import nn
 
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.models.config import MedNeXtConfig
@@ -15,6 +16,7 @@ from mednext_edge.models.families import describe_mednext
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 from mednext_edge.training.plan import TrainingPlan
+from mednext_edge.training.start import start_network
 
 SHAPE = (36, 30, 26)
 """Voxels along NIfTI's x, y, z."""
@@ -72,3 +74,14 @@ def task_for(dataset: Dataset, **changes: Any) -> Task:
         inference=Inference(patch=(16, 16, 32)[-config.spatial_dims :]),
         labels=dataset.labels if config.classes == len(dataset.labels) else names,
     )
+
+
+def precise_network(task: Task, seed: int) -> nn.Module:
+    """A network that computes in float64 between float32 images and float32 logits.
+
+    What differs between two orders of the same sums is then far below what differs between two recipes.
+    """
+    net = start_network(task, seed).double()
+    net.register_forward_pre_hook(lambda _, args: tuple(x.double() for x in args))
+    net.register_forward_hook(lambda _, args, out: [x.float() for x in out] if isinstance(out, list) else out.float())
+    return net
