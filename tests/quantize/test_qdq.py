@@ -307,7 +307,7 @@ def test_the_graph_itself_is_not_touched(built: Network, half: bool) -> None:
     graph = built.half if half else built.graph
     before = graph.SerializeToString(deterministic=True)
     parameters = copy.deepcopy(built.model.net.state_dict())
-    insert(graph, built.chosen, built.ranges)
+    insert(graph, built.chosen, built.ranges, NVIDIA)
     assert graph.SerializeToString(deterministic=True) == before
     assert all(torch.equal(value, parameters[name]) for name, value in built.model.net.state_dict().items())
 
