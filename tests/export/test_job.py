@@ -108,7 +108,7 @@ def test_a_failed_gate_keeps_the_bundle(
     monkeypatch.setattr(
         proof,
         "check_gate",
-        lambda report, metric, drop: real(report, metric, drop).model_copy(
+        lambda report, limits: real(report, limits).model_copy(
             update={"status": "failed", "drop": 0.25, "reason": "Dice drops by 0.2500"}
         ),
     )
@@ -125,7 +125,7 @@ def test_a_failed_gate_keeps_the_bundle(
     [
         ({"target": "onxx"}, UnknownNameError, "Did you mean `onnx`"),
         ({"precision": "bf16"}, UnknownNameError, "precision of target onnx"),
-        ({"metric": "dize"}, UnknownNameError, "Did you mean `dice`"),
+        ({"limits": Limits(metric="dize")}, UnknownNameError, "Did you mean `dice`"),
         ({"patch": (18, 16, 16)}, UsageError, "multiple of 4"),
         ({"precision": "int8"}, UsageError, "give --calib DATA"),
     ],
