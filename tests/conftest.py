@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Inference, Preprocessing, Task
+from tests.once import once
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,13 +58,9 @@ def tiny_model() -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model for OpenVINO in FP32; read only, and made once for all processes of the run."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "tiny-bundle" / "tiny.openvino-fp32"
-    folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            mx.export(tiny_model, target="openvino", out=folder)
-    return folder
+    """The tiny model for OpenVINO in FP32; read only."""
+
+    def make(folder: Path) -> None:
+        mx.export(tiny_model, target="openvino", out=folder / "tiny.openvino-fp32")
+
+    return once(tmp_path_factory, "tiny-bundle", make) / "tiny.openvino-fp32"

@@ -56,11 +56,18 @@ list(REMOVE_DUPLICATES archs)
 list(SORT archs COMPARE NATURAL)
 message(STATUS "mednext-edge: CUDA kernels for ${archs}")
 
-list(TRANSFORM archs APPEND "-real")
+# The front end makes the same PTX of these kernels for 8.0 to 9.0, and takes longer than the assembler: it runs once for
+# all of them, and once for every architecture beyond or with features of its own.
+set(codes "")
+foreach(arch IN LISTS archs)
+  if(NOT DEFINED virtual OR NOT arch MATCHES "^[89][0-9]$")
+    set(virtual ${arch})
+  endif()
+  list(APPEND codes -gencode=arch=compute_${virtual},code=sm_${arch})
+endforeach()
 list(GET archs 0 lowest)
-string(REPLACE "-real" "" lowest "${lowest}")
-list(POP_FRONT archs)
-set(CMAKE_CUDA_ARCHITECTURES ${lowest} ${archs}) # without a suffix: machine code and PTX
+list(APPEND codes -gencode=arch=compute_${lowest},code=compute_${lowest})
+set(CMAKE_CUDA_ARCHITECTURES OFF) # said by the options above
 enable_language(CUDA)
 
 set(csrc ${CMAKE_CURRENT_LIST_DIR})
@@ -74,6 +81,7 @@ add_library(mednext_cuda SHARED
   ${csrc}/kernels/dwconv3d_general.cu
   ${csrc}/runtime/cuda_api.cu)
 target_include_directories(mednext_cuda PUBLIC ${csrc}/include)
+target_compile_options(mednext_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${codes}>")
 # cudart is linked in, so that the library loads on machines without a toolkit; its symbols stay inside.
 set_target_properties(mednext_cuda PROPERTIES
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)

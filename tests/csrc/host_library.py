@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parents[2] / "mednext_edge" / "csrc"
+HOST_LIBRARY = "libmednext_cuda_host.so"
 SOURCES = (*sorted((CSRC / "kernels").glob("*.cu")), CSRC / "runtime" / "cuda_api.cu")
 
 
@@ -41,5 +42,5 @@ def build(sources: tuple[Path, ...], library: Path) -> Path:
 
 
 def build_host_library(folder: Path) -> Path:
-    """The kernels as `libmednext_cuda_host.so` in `folder`."""
-    return build(SOURCES, folder / "libmednext_cuda_host.so")
+    """The kernels as `HOST_LIBRARY` in `folder`."""
+    return build(SOURCES, folder / HOST_LIBRARY)

@@ -7,58 +7,44 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from pathlib import Path
 
 import pytest
 
 from mednext_edge.ops.cuda_library import CudaLibrary, DType, Layer
-from tests.csrc.host_library import CSRC
+
+ROOT = Path(__file__).parents[2]
 
 HOT = re.compile(r"\d(Direct|Banded|Transposed|WeightGradient|Ffn)I")
 """Of a mangled name: the kernels that a network spends its time in."""
 
 
-def nvcc() -> str:
-    """The CUDA compiler, or a skip that says what is missing."""
-    folder = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{folder}/bin")
+def need(program: str, path: str | None = None) -> str:
+    """Where a program is, or a skip that says that it is missing."""
+    found = shutil.which(program) or shutil.which(program, path=path)
     if found is None:
-        pytest.skip("no nvcc")
+        pytest.skip(f"no {program}")
     return found
 
 
-def default_architectures() -> list[str]:
-    listed = re.search(r"set\(DEFAULT_ARCHS ([\d ]+)\)", (CSRC / "cuda.cmake").read_text())
+def compile_kernels(folder: Path) -> tuple[Path, list[str], str]:
+    """The library as the package builds it without a GPU, its architectures, and what ptxas reports of every kernel."""
+    ours = str(Path(sys.executable).parent)
+    cmake, ninja = need("cmake", ours), need("ninja", ours)
+    nvcc = need("nvcc", f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin")
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v"]
+    reports = []
+    for command in (configure, [cmake, "--build", str(folder), "--target", "mednext_cuda", "--parallel", "2"]):
+        environment = {name: value for name, value in os.environ.items() if name != "MEDNEXT_CUDA_ARCHS"}
+        environment["MEDNEXT_CUDA"] = "ON"
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        reports.append(done.stdout + done.stderr)
+    listed = re.search(r"CUDA kernels for ([\d;]+)", reports[0])
     assert listed
-    return listed.group(1).split()
-
-
-def sources() -> list[Path]:
-    """In the order of the build, which starts with what takes longest."""
-    return [CSRC / path for path in re.findall(r"\$\{csrc\}/(\S+\.cu)", (CSRC / "cuda.cmake").read_text())]
-
-
-def compile_kernels(folder: Path, architectures: list[str]) -> tuple[Path, str]:
-    """The library, and what ptxas reports of every kernel."""
-    compiler = nvcc()
-    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
-    codes.append(f"-gencode=arch=compute_{architectures[0]},code=compute_{architectures[0]}")
-    common = [compiler, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", *codes]
-
-    def one(source: Path) -> tuple[Path, str]:
-        target = folder / f"{source.stem}.o"
-        command = [*common, "-Xptxas=-v", "-c", str(source), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return target, done.stdout + done.stderr
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(one, sources()))
-    library = folder / "libmednext_cuda.so"
-    command = [compiler, "-shared", "-cudart=static", *codes, *(str(path) for path, _ in objects), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True)
-    return library, "".join(report for _, report in objects)
+    return folder / "libmednext_cuda.so", listed.group(1).split(";"), reports[1]
 
 
 def resources(report: str) -> dict[tuple[str, str], dict[str, int]]:
@@ -77,9 +63,9 @@ def resources(report: str) -> dict[tuple[str, str], dict[str, int]]:
 
 @pytest.mark.slow
 def test_kernels_keep_to_registers(tmp_path: Path) -> None:
-    architectures = default_architectures()
-    path, report = compile_kernels(tmp_path, architectures)
+    path, architectures, report = compile_kernels(tmp_path)
     found = resources(report)
+    assert {arch for _, arch in found} == {f"sm_{arch}" for arch in architectures}
     assert len(found) == report.count("Compiling entry function")
     hot = {key: value for key, value in found.items() if HOT.search(key[0])}
     # Three types; K of 3, 5, 7; convolution and weight gradient at two strides, and the transposed convolution. Two

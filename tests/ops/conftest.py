@@ -9,12 +9,13 @@ import torch
 
 from mednext_edge.ops import cuda_library, depthwise3d_cuda
 from mednext_edge.ops.cuda_library import CudaLibrary
-from tests.csrc.host_library import build_host_library
+from tests.csrc.host_library import HOST_LIBRARY, build_host_library
+from tests.once import once
 
 
 @pytest.fixture(scope="session")
 def host_library(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
-    return CudaLibrary(build_host_library(tmp_path_factory.mktemp("host")))
+    return CudaLibrary(once(tmp_path_factory, "host-library", build_host_library) / HOST_LIBRARY)
 
 
 @pytest.fixture
