@@ -57,7 +57,12 @@ def edge_library() -> Path | None:
 
 
 @functools.cache
-def _load() -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
+    """The native library, with `mednext_cpu_features` declared.
+
+    Raises:
+        MednextEdgeError: it is missing or broken.
+    """
     path = library_path()
     try:
         library = ctypes.CDLL(str(path))
@@ -74,5 +79,5 @@ def features() -> tuple[str, ...]:
     Raises:
         MednextEdgeError: the native library is missing or broken.
     """
-    mask = int(_load().mednext_cpu_features())
+    mask = int(load().mednext_cpu_features())
     return tuple(name for bit, name in enumerate(FEATURES) if mask >> bit & 1)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mednext_edge.fusion.depthwise import DepthwiseConv3d
 from mednext_edge.quantize.flavour import LEVELS
 from mednext_edge.quantize.kinds import TRANSPOSED
 
@@ -79,9 +80,12 @@ class WeightRounder(nn.Module):
     def __init__(self, conv: nn.Module, levels: int) -> None:
         super().__init__()
         self.levels = levels
-        groups = conv.groups if isinstance(conv, TRANSPOSED) else 0  # 0 for a convolution that is not transposed
-        self.parities = groups > 1
-        self.axis = 1 if groups == 1 else 0
+        if isinstance(conv, DepthwiseConv3d):
+            transposed, depthwise = conv.transposed, conv.weight.shape[0] > 1
+        else:
+            transposed, depthwise = isinstance(conv, TRANSPOSED), cast(int, conv.groups) > 1
+        self.parities = transposed and depthwise
+        self.axis = 1 if transposed and not depthwise else 0
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.no_grad():

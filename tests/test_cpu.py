@@ -54,9 +54,9 @@ def test_broken_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_pat
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(cpu, "library_path", lambda: broken)
-    cpu._load.cache_clear()
+    cpu.load.cache_clear()
     try:
         with pytest.raises(MednextEdgeError, match=r"cannot be used.*reinstall"):
             cpu.features()
     finally:
-        cpu._load.cache_clear()
+        cpu.load.cache_clear()

@@ -12,7 +12,7 @@ from torch import nn
 from gpu import timing
 from gpu.depthwise import LAST
 from mednext_edge.fusion.cuda_block import use_cuda_block
-from mednext_edge.fusion.cuda_depthwise import use_cuda_depthwise
+from mednext_edge.fusion.depthwise import use_depthwise
 from mednext_edge.models.config import mednext_config
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.runtime.cuda_graph import capture
@@ -71,7 +71,7 @@ def prepared(network: Network, how: Contender, device: torch.device) -> Callable
     dtype = torch.float32 if how.autocast else torch.float16
     net.to(device, dtype, memory_format=how.layout)  # type: ignore[call-overload]
     if how.ours:
-        use_cuda_depthwise(net)
+        use_depthwise(net)
         use_cuda_block(net)
     shape = (network.batch, 1, *(network.patch,) * 3)
     x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=how.layout)

@@ -339,7 +339,9 @@ def train(
                     model = go(net=start_network(task, plan.seed, init=first, upkern=small))
                 else:
                     folder = RunFolder(where, plan, resume=resume)
-                    student = in_int8.student(teacher, part.training, int8, folder, progress=progress, write=team.leads)
+                    student = in_int8.student(
+                        teacher, part.training, int8, folder, device=device, progress=progress, write=team.leads
+                    )
                     model = student.trained(go(net=student.net, objective=student.objective(batch_dice=False)))
             if team.leads:
                 record = _record(data, plan, RunFolder(where, plan, resume=True).history(), SCORES[task.model.kind][0])

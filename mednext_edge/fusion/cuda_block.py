@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mednext_edge.fusion.cuda_depthwise import DepthwiseConv3d, fits
+from mednext_edge.fusion.depthwise import DepthwiseConv3d, fits
 from mednext_edge.fusion.instance_norm import is_per_channel
 from mednext_edge.fusion.rewrite import Rewrite
 from mednext_edge.models.mednext import Block, DownBlock, UpBlock

@@ -10,7 +10,7 @@ import torch
 
 from mednext_edge.fusion import (
     cuda_block,
-    cuda_depthwise,
+    depthwise,
     depthwise_bias,
     heads,
     instance_norm,
@@ -37,7 +37,7 @@ REWRITES.add("norm-behind", norm_behind.REWRITE)
 REWRITES.add("norm-ahead", norm_ahead.REWRITE)
 REWRITES.add("norm-left", norm_left.REWRITE)
 REWRITES.add("parity", parity.REWRITE)
-REWRITES.add("cuda-depthwise", cuda_depthwise.REWRITE)
+REWRITES.add("cuda-depthwise", depthwise.REWRITE)
 REWRITES.add("cuda-block", cuda_block.REWRITE)
 
 BACKENDS: dict[str, tuple[str, ...]] = {"torch": (), "cuda": ("cuda-depthwise", "cuda-block")}

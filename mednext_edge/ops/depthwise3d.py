@@ -1,4 +1,4 @@
-"""Depthwise 3-D convolution as operators of PyTorch: ours on a CUDA device, PyTorch's own everywhere else.
+"""Depthwise 3-D convolution as operators of PyTorch: our kernels on CUDA devices and CPUs, PyTorch's own elsewhere.
 
 Three operators, each of which is a derivative of the one sum  s(x, w, y) = <conv(x, w), y>  and so closed
 under differentiation:
@@ -7,9 +7,9 @@ under differentiation:
     mednext::depthwise3d_adjoint   ds/dx   its input gradient, and the transposed convolution of the decoder
     mednext::depthwise3d_weight    ds/dw   its weight gradient
 
-The twins below are PyTorch's own convolutions. They run on every device but CUDA, on CUDA where the kernel
-library is not there or does not take the type (float64), and they are what a graph is decomposed to: an
-exported ONNX graph holds standard Conv and ConvTranspose.
+The twins below are PyTorch's own convolutions. They run where our kernels do not take device, type (float64 anywhere,
+half precision on CPUs) or kernel size, or on CUDA the library is not there; and they are what a graph is decomposed
+to: an exported ONNX graph holds standard Conv and ConvTranspose.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv3d_weight
 
 from mednext_edge.errors import UsageError
+from mednext_edge.ops import depthwise3d_cpu as cpu
 from mednext_edge.ops import depthwise3d_cuda as cuda
 
 STRIDES = (1, 2)
@@ -35,7 +36,7 @@ def depthwise3d(
     """Depthwise convolution with padding k // 2, or its transposed form.
 
     The output lies in memory as the input does, channels-last or contiguous; our kernels compute channels-last,
-    and on CUDA a contiguous input costs a copy before and one after. Under autocast all tensors are cast.
+    so that a contiguous input costs a copy before and one after. Under autocast all tensors are cast.
 
     Args:
         x: [N, C, *n]; float32, float16 or bfloat16, and float64 through PyTorch's own kernels.
@@ -117,23 +118,29 @@ def weight_twin(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
 
 @torch.library.custom_op("mednext::depthwise3d", mutates_args=())
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    if not cuda.takes(x, weight.shape[-1]):
-        return convolution_twin(x, weight, bias, stride)
-    return cuda.convolution(x, weight, bias, stride).contiguous(memory_format=layout(x))
+    if cuda.takes(x, weight.shape[-1]):
+        return cuda.convolution(x, weight, bias, stride).contiguous(memory_format=layout(x))
+    if cpu.takes(x, weight.shape[-1]):
+        return cpu.convolution(x, weight, bias, stride).contiguous(memory_format=layout(x))
+    return convolution_twin(x, weight, bias, stride)
 
 
 @torch.library.custom_op("mednext::depthwise3d_adjoint", mutates_args=())
 def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
-    if not cuda.takes(y, weight.shape[-1]):
-        return adjoint_twin(y, weight, bias, size, stride)
-    return cuda.adjoint(y, weight, bias, size, stride).contiguous(memory_format=layout(y))
+    if cuda.takes(y, weight.shape[-1]):
+        return cuda.adjoint(y, weight, bias, size, stride).contiguous(memory_format=layout(y))
+    if cpu.takes(y, weight.shape[-1]):
+        return cpu.adjoint(y, weight, bias, size, stride).contiguous(memory_format=layout(y))
+    return adjoint_twin(y, weight, bias, size, stride)
 
 
 @torch.library.custom_op("mednext::depthwise3d_weight", mutates_args=())
 def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
-    if not cuda.takes(x, kernel):
-        return weight_twin(x, y, kernel, stride)
-    return cuda.weight_gradient(x, y, kernel, stride)
+    if cuda.takes(x, kernel):
+        return cuda.weight_gradient(x, y, kernel, stride)
+    if cpu.takes(x, kernel):
+        return cpu.weight_gradient(x, y, kernel, stride)
+    return weight_twin(x, y, kernel, stride)
 
 
 @convolution.register_fake

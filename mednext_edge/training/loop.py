@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import CheckpointError, DataError
+from mednext_edge.fusion.cpu_training import use_cpu_training
 from mednext_edge.fusion.cuda_block import use_cuda_block
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.task import Task
@@ -79,7 +82,7 @@ def train(
         plan: the recipe.
         out: run folder, see `training.state`.
         net: the network to train, as it starts, see `training.start`; random weights of the task's network by
-            default. It is changed in place. Resuming needs one of the same structure.
+            default. It gets the trained weights. Resuming needs one of the same structure.
         objective: gives the loss of a batch; Dice and cross-entropy by default.
         resume: go on with the run in `out`.
         device: torch device.
@@ -103,11 +106,7 @@ def train(
     folder = RunFolder(out, plan, resume=resume)
     if net is None:
         net = start_network(task, plan.seed)
-    if hasattr(net, "checkpoint_gradients"):
-        net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
-    if plan.fused and not use_cuda_block(net):
-        on_note("no block of this network fits our operator; it computes with PyTorch's")
-    stepper = Stepper(net.to(device).train(), plan, device, team)
+    stepper = Stepper(_training_form(net, plan, device, on_note), plan, device, team)
     if objective is None:
         supervised = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
         objective = supervised if dense else Classified()
@@ -164,6 +163,19 @@ def train(
         board.close()
     team.barrier()  # the last checkpoint is written
     return _finished(net, task, folder, plan)
+
+
+def _training_form(net: nn.Module, plan: TrainingPlan, device: str, on_note: Callable[[str], None]) -> nn.Module:
+    """A copy on its device that computes by our kernels where those are quicker; its states fit the network itself."""
+    net = copy.deepcopy(net)
+    if hasattr(net, "checkpoint_gradients"):
+        net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
+    if plan.fused:
+        if not use_cuda_block(net):
+            on_note("no block of this network fits our operator; it computes with PyTorch's")
+    elif torch.device(device).type == "cpu":
+        use_cpu_training(net)
+    return net.to(device).train()
 
 
 def _resume(folder: RunFolder, stepper: Stepper) -> Counters:

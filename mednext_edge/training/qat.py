@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from mednext_edge.data.dataset import Case
 from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.export.export import check_kinds, check_patch, deploy_form, target_of
 from mednext_edge.export.targets import Progress, silent
+from mednext_edge.fusion.cpu_training import use_cpu_training
 from mednext_edge.fusion.neutral import neutralize
 from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.models.mednext import MedNeXt
@@ -81,15 +83,18 @@ class Student:
         model: what it starts from.
         net: in training form, with quantisers.
         quantization: the layers in INT8, with the thresholds at the start.
+        device: that it trains on.
     """
 
     model: LoadedModel
     net: nn.Module
     quantization: Quantization
+    device: str
 
     def objective(self, *, batch_dice: bool) -> Distillation:
         """Half the labels, half the checkpoint's own answers in FP32."""
-        return Distillation(SupervisedLoss(batch_dice=batch_dice), _with_every_output(self.model.net))
+        teacher = _for_device(_with_every_output(self.model.net), self.device)
+        return Distillation(SupervisedLoss(batch_dice=batch_dice), teacher)
 
     def trained(self, result: LoadedModel) -> LoadedModel:
         """The checkpoint with what its student has learnt.
@@ -109,6 +114,7 @@ def student(
     options: QatOptions,
     folder: RunFolder,
     *,
+    device: str = "cpu",
     write: bool = True,
     progress: Progress = silent,
 ) -> Student:
@@ -119,6 +125,7 @@ def student(
         cases: images to calibrate on.
         options: whose INT8.
         folder: of the run; the calibrated thresholds are kept there.
+        device: torch device that it will train on.
         write: whether this process writes to the folder.
         progress: told of the calibration.
 
@@ -132,7 +139,7 @@ def student(
     net = _with_every_output(model.net)
     neutralize(net)
     try:
-        attach(net, quantization)
+        attach(_for_device(net, device), quantization)
     except AttributeError as error:
         raise CheckpointError(f"{file} has the thresholds of another network: {error}") from error
     if write and not begun:
@@ -140,7 +147,7 @@ def student(
         temporary = file.with_name(f".{FILE}.tmp")
         temporary.write_text(quantization.model_dump_json(indent=2) + "\n", encoding="utf-8")
         temporary.replace(file)
-    return Student(model, net, quantization)
+    return Student(model, net, quantization, device)
 
 
 def as_trained(model: LoadedModel) -> nn.Module:
@@ -178,6 +185,13 @@ def _read(file: Path) -> Quantization:
         return Quantization.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); choose another --out to start anew") from error
+
+
+def _for_device(net: nn.Module, device: str) -> nn.Module:
+    """The network itself, on a CPU by our kernels."""
+    if torch.device(device).type == "cpu":
+        use_cpu_training(net)
+    return net
 
 
 def _with_every_output(net: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mednext_edge.errors import UnknownNameError
 from mednext_edge.fusion.cuda_block import FusedBlock, FusedDownBlock, FusedUpBlock, use_cuda_block
-from mednext_edge.fusion.cuda_depthwise import DepthwiseConv3d, use_cuda_depthwise
+from mednext_edge.fusion.depthwise import DepthwiseConv3d, use_depthwise
 from mednext_edge.fusion.fuse import REWRITES, fuse
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel
@@ -157,7 +157,7 @@ def test_the_shortcut_of_an_up_block_is_padded_in_one_pass() -> None:
 
 def test_autocast(tiny_model: LoadedModel) -> None:
     nets = [copy.deepcopy(tiny_model.net).train() for _ in range(3)]
-    use_cuda_depthwise(nets[0])
+    use_depthwise(nets[0])
     use_cuda_block(nets[0])
     x = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mednext_edge.errors import MednextEdgeError, UsageError
-from mednext_edge.fusion.cuda_depthwise import use_cuda_depthwise
+from mednext_edge.fusion.depthwise import use_depthwise
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.ops import depthwise3d as ops
 from mednext_edge.ops import depthwise3d_cuda as cuda
@@ -134,7 +134,7 @@ def test_the_same_bits_every_time() -> None:
 
 def test_a_network_computes_and_trains_as_before(tiny_model: LoadedModel) -> None:
     nets = [copy.deepcopy(tiny_model.net).train() for _ in range(2)]
-    assert use_cuda_depthwise(nets[0]) == 9
+    assert use_depthwise(nets[0]) == 9
     x = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = [net(x) for net in nets]
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)

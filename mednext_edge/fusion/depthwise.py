@@ -1,4 +1,4 @@
-"""The 3-D depthwise convolutions through the operators of `ops.depthwise3d`, which run our CUDA kernels."""
+"""The 3-D depthwise convolutions through the operators of `ops.depthwise3d`, which run our own kernels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fits(conv: nn.Module) -> bool:
     )
 
 
-def use_cuda_depthwise(net: nn.Module) -> int:
+def use_depthwise(net: nn.Module) -> int:
     """Replace the depthwise convolution of every 3-D block; state_dict keys and parameters stay as they are."""
     blocks = [block for block in net.modules() if isinstance(block, Block) and fits(block.conv1)]
     for block in blocks:
@@ -58,4 +58,4 @@ def use_cuda_depthwise(net: nn.Module) -> int:
     return len(blocks)
 
 
-REWRITE = Rewrite(use_cuda_depthwise, "3-D depthwise convolutions by our CUDA kernels", optional=True)
+REWRITE = Rewrite(use_depthwise, "3-D depthwise convolutions by our own kernels", optional=True)

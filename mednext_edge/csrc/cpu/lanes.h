@@ -1,0 +1,58 @@
+// Several channels at once, in the widest registers that this file is compiled for.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define MEDNEXT_ISA avx512
+#define MEDNEXT_LANES 16
+#elif defined(__AVX2__)
+#define MEDNEXT_ISA avx2
+#define MEDNEXT_LANES 8
+#else
+#define MEDNEXT_ISA plain
+#define MEDNEXT_LANES 4
+#endif
+
+// Every instruction set has functions of its own: the linker must not take one for another's.
+namespace mednext::MEDNEXT_ISA {
+
+#if defined(__GNUC__)
+typedef float Lanes __attribute__((vector_size(4 * MEDNEXT_LANES)));
+#else
+typedef float Lanes;
+#endif
+
+template <class V>
+inline constexpr int64_t width = sizeof(V) / sizeof(float);
+
+template <class V>
+inline V load(const float* from) {
+  V value;
+  std::memcpy(&value, from, sizeof(V));
+  return value;
+}
+
+template <class V>
+inline void store(float* to, V value) {
+  std::memcpy(to, &value, sizeof(V));
+}
+
+// Adds each lane to a sum in float64.
+template <class V>
+inline void add(double* to, V value) {
+  float lane[width<V>];
+  std::memcpy(lane, &value, sizeof(V));
+  for (int64_t i = 0; i < width<V>; ++i) to[i] += lane[i];
+}
+
+// Calls part<V>(first channel) for all channels: whole registers first, then what is left, one by one.
+template <class Part>
+inline void over_channels(int64_t channels, const Part& part) {
+  int64_t c = 0;
+  for (; c + width<Lanes> <= channels; c += width<Lanes>) part(Lanes{}, c);
+  for (; c < channels; ++c) part(float{}, c);
+}
+
+}  // namespace mednext::MEDNEXT_ISA

@@ -1,0 +1,64 @@
+"""Our operators for CPUs: those of `libmednext_cpu` that training needs, called with addresses.
+
+float32, channels-last. The header `mednext_cpu_ops.h` says what each computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mednext_edge.cpu import library_path, load
+from mednext_edge.errors import MednextEdgeError
+
+
+class Layer(ctypes.Structure):
+    """`mednext_cpu_dwconv3d` of the header."""
+
+    _fields_ = (*((name, ctypes.c_int64) for name in "ndhwc"), ("kernel", ctypes.c_int32), ("stride", ctypes.c_int32))
+
+
+_LAYER, _POINTER, _SIZE, _THREADS = ctypes.POINTER(Layer), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "dwconv3d_forward": (_LAYER, *(_POINTER,) * 4, _THREADS),
+    "dwconv3d_adjoint": (_LAYER, *(_POINTER,) * 4, _THREADS),
+    "dwconv3d_weight": (_LAYER, *(_POINTER,) * 3, _THREADS),
+    "channel_norm": (*(_SIZE,) * 3, *(_POINTER,) * 3, ctypes.c_double, *(_POINTER,) * 3, _THREADS),
+    "channel_norm_backward": (*(_SIZE,) * 3, *(_POINTER,) * 8, _THREADS),
+}
+PROBLEMS = {1: "it was given sizes or tensors that it does not take", 2: "there is not enough memory"}
+
+
+@functools.cache
+def _functions() -> dict[str, Any]:
+    library, found = load(), {}
+    for name, types in SIGNATURES.items():
+        try:
+            function = getattr(library, f"mednext_cpu_{name}")
+        except AttributeError as error:
+            raise MednextEdgeError(f"{library_path()} is of an older version; reinstall mednext-edge") from error
+        function.argtypes, function.restype = types, ctypes.c_int32
+        found[name] = function
+    return found
+
+
+def call(name: str, *arguments: Tensor | Layer | float | None) -> None:
+    """Run a function with as many threads as PyTorch has.
+
+    Args:
+        name: one of SIGNATURES.
+        arguments: as in the header, without the threads; tensors are passed by address, None as a null pointer.
+
+    Raises:
+        MednextEdgeError: the library is missing, or an argument is none that it takes.
+    """
+    given = [
+        a.data_ptr() if isinstance(a, Tensor) else ctypes.byref(a) if isinstance(a, Layer) else a for a in arguments
+    ]
+    code = _functions()[name](*given, torch.get_num_threads())
+    if code:
+        raise MednextEdgeError(f"mednext_cpu_{name} failed: {PROBLEMS.get(code, f'code {code}')}")
