@@ -10,6 +10,7 @@
     |-- ExportError             exit 1   a graph that cannot be written, converted or run
     |-- AccuracyGateError       exit 3   the exported model loses more than `--max-drop`
     |-- PerformanceGateError    exit 4   slower than the gate allows
+    |-- NoisyMachineError       exit 1   timings that vary too much for a verdict
     |-- TargetUnavailableError  exit 5   a target, device or package that is not here
     `-- IntegrityError          exit 6   a digest that does not match
 
@@ -73,6 +74,10 @@ class PerformanceGateError(MednextEdgeError):
     """The exported model is slower than the gate allows."""
 
     exit_code = 4
+
+
+class NoisyMachineError(MednextEdgeError):
+    """Timings of one and the same thing differ so much that nothing can be said of two."""
 
 
 class TargetUnavailableError(MednextEdgeError):

@@ -28,6 +28,7 @@ def test_exit_codes_are_those_of_the_commands() -> None:
         "ExportError": 1,
         "AccuracyGateError": 3,
         "PerformanceGateError": 4,
+        "NoisyMachineError": 1,
         "TargetUnavailableError": 5,
         "IntegrityError": 6,
     }

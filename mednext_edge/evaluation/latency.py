@@ -9,24 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from mednext_edge.errors import UsageError
+from mednext_edge.evaluation.ratios import Ratio, median_ratio
 from mednext_edge.evaluation.report import Latency
 from mednext_edge.runtime.session import Array, Session
-
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as long as the other; `low` and `high` are a 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def measure(
@@ -85,10 +74,7 @@ def ratio(slow: Latency, fast: Latency, *, seed: int = 0) -> Ratio:
     """
     if len(slow.rounds_ms) != len(fast.rounds_ms):
         raise ValueError(f"found {len(slow.rounds_ms)} and {len(fast.rounds_ms)} rounds; expected those of one run")
-    logs = np.log(slow.rounds_ms) - np.log(fast.rounds_ms)
-    drawn = np.random.default_rng(seed).integers(len(logs), size=(RESAMPLES, len(logs)))
-    low, high = np.percentile(np.median(logs[drawn], axis=1), [2.5, 97.5])
-    return Ratio(value=float(np.exp(np.median(logs))), low=float(np.exp(low)), high=float(np.exp(high)))
+    return median_ratio(np.log(slow.rounds_ms) - np.log(fast.rounds_ms), seed=seed)
 
 
 def _time(session: Session, x: Array) -> float:

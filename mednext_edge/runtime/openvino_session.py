@@ -30,6 +30,22 @@ class Layer:
     kernel: str
 
 
+Tensor = tuple[tuple[int, ...], str]
+"""Shape and precision, such as `f32`."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One operator of the graph as the plugin executes it, after its fusions; weights are inputs too."""
+
+    name: str
+    kind: str
+    kernel: str
+    precision: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
 class OpenVinoSession(Session):
     """A compiled OpenVINO model.
 
@@ -91,16 +107,38 @@ class OpenVinoSession(Session):
 
     def layers(self) -> list[Layer]:
         """The convolutions, norms and matrix products as the plugin really executes them."""
-        assert self._compiled is not None, "this session is closed"
         found = []
+        for op in self.executed():
+            if op.kind in LAYER_KINDS:
+                suffix = op.kernel.rsplit("_", 1)[-1].lower()
+                found.append(Layer(op.name, op.kind, KERNEL_PRECISIONS.get(suffix, op.precision), op.kernel))
+        return found
+
+    def executed(self) -> list[Executed]:
+        """Every operator that the plugin executes, constants included, in its order."""
+        assert self._compiled is not None, "this session is closed"
+        found: list[Executed] = []
+        made: dict[tuple[str, int], Tensor] = {}
         for op in self._compiled.get_runtime_model().get_ordered_ops():
             info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
-            if info.get("layerType") in LAYER_KINDS:
-                kernel = info.get("primitiveType", "unknown")
-                suffix = kernel.rsplit("_", 1)[-1].lower()
-                name = info.get("originalLayersNames") or op.get_friendly_name()
-                precision = KERNEL_PRECISIONS.get(suffix, info.get("runtimePrecision", "unknown"))
-                found.append(Layer(name, info["layerType"], precision, kernel))
+            precisions = info.get("outputPrecisions", "").split(",")
+            outputs = []
+            for index, port in enumerate(op.outputs()):
+                shape = port.get_partial_shape()
+                size = () if shape.is_dynamic else tuple(int(n) for n in shape.to_shape())
+                outputs.append((size, precisions[min(index, len(precisions) - 1)]))
+                made[op.get_friendly_name(), index] = outputs[-1]
+            sources = [port.get_source_output() for port in op.inputs()]
+            found.append(
+                Executed(
+                    name=info.get("originalLayersNames") or op.get_friendly_name(),
+                    kind=info.get("layerType", "unknown"),
+                    kernel=info.get("primitiveType", "unknown"),
+                    precision=info.get("runtimePrecision", "unknown"),
+                    inputs=tuple(made[port.get_node().get_friendly_name(), port.get_index()] for port in sources),
+                    outputs=tuple(outputs),
+                )
+            )
         return found
 
     def close(self) -> None:
