@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from mednext_edge.bundle import verify
 from mednext_edge.cli.main import export_app, run
+from mednext_edge.data.dataset import open_dataset
 from mednext_edge.errors import TargetUnavailableError
 from mednext_edge.evaluation.report import Report
 from mednext_edge.nvidia.devices import devices
 from mednext_edge.nvidia.providers import PROVIDERS
 
 ARCHS = ("8.6", "8.9", "12.0")
+MIDDLE = (96, 96, 96)
 # Smaller than the demo's own patch and with fewer calibration patches, to be done in a minute.
 QUICK = ("--patch", "64", "64", "64", "--calib-samples", "4", "--json", "--no-progress")
 
@@ -24,6 +27,31 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(devices()), reason="this is about machines without an NVIDIA GPU"),
 ]
+
+
+@pytest.fixture(scope="module")
+def middle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The middle of the demo's two halves, eight windows in place of sixty: one is validated on."""
+    folder = tmp_path_factory.mktemp("middle")
+    whole = open_dataset("demo:brain-tissue")
+    for case in (*whole.training, *whole.validation):
+        assert case.labels is not None
+        for sub, volume in (("imagesTr", case.image()), ("labelsTr", case.labels())):
+            array = volume.array.reshape(volume.array.shape[-3:])
+            corner = [(n - side) // 2 for n, side in zip(array.shape, MIDDLE, strict=True)]
+            voxels = array[tuple(slice(start, start + side) for start, side in zip(corner, MIDDLE, strict=True))]
+            (folder / sub).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(voxels.T, volume.affine), folder / sub / f"{case.name}.nii.gz")
+    names = [case.name for case in (*whole.training, *whole.validation)]
+    description = {
+        "name": "middle",
+        "modality": dict(enumerate(whole.channels)),
+        "labels": {value: name for name, value in whole.labels.items()},
+        "numTraining": len(names),
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +62,8 @@ def rtx() -> object:
         pytest.skip(str(error))
 
 
-def exported(capsys: pytest.CaptureFixture[str], out: Path, *args: str) -> Report:
-    code = run(export_app(), "mednext-export", [*args, *QUICK, "--out", str(out)])
+def exported(capsys: pytest.CaptureFixture[str], out: Path, images: Path, *args: str) -> Report:
+    code = run(export_app(), "mednext-export", [*args, *QUICK, "--validate", str(images), "--out", str(out)])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     assert json.loads(captured.out)["gate"]["status"] == "passed"
@@ -51,10 +79,10 @@ def exported(capsys: pytest.CaptureFixture[str], out: Path, *args: str) -> Repor
 
 @pytest.mark.parametrize("precision", [(), ("--int8",)], ids=["fp16", "int8"])
 def test_plans_for_three_architectures(
-    precision: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: tuple[str, ...], middle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    report = exported(capsys, out, "--target", "trt-rtx", "--gpu-arch", ",".join(ARCHS), *precision)
+    report = exported(capsys, out, middle, "--target", "trt-rtx", "--gpu-arch", ",".join(ARCHS), *precision)
     manifest = verify(out)
     assert [plan.arch for plan in manifest.engine.plans] == list(ARCHS)
     assert manifest.engine.status == "built"
@@ -63,9 +91,9 @@ def test_plans_for_three_architectures(
     assert report.layers.counts_by_precision.keys() == ({"fp16", "int8"} if precision else {"fp16"})
 
 
-def test_deferred_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str], rtx: object) -> None:
+def test_deferred_int8(middle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rtx: object) -> None:
     out = tmp_path / "out"
-    exported(capsys, out, "--target", "trt", "--int8", "--defer-build")
+    exported(capsys, out, middle, "--target", "trt", "--int8", "--defer-build")
     assert verify(out).engine.status == "deferred"
     graph = onnx.load(out / "model.onnx").graph
     constants = {init.name: numpy_helper.to_array(init) for init in graph.initializer}
