@@ -25,9 +25,9 @@ from torch import nn
 
 from mednext_edge.environment import environment
 from mednext_edge.evaluation.memory import PeakMemory
-from mednext_edge.fusion.cuda_block import use_cuda_block
 from mednext_edge.models.config import mednext_config
 from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.training.form import training_form
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.objective import Supervised
 from mednext_edge.training.plan import TrainingPlan
@@ -52,15 +52,19 @@ def data(plan: TrainingPlan) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(plan.batch, 1, *plan.patch, generator=generator), labels
 
 
-def plain(plan: TrainingPlan, device: str) -> Step:
-    net = network(plan).to(device)
+def channels_last(plan: TrainingPlan, device: str) -> Step:
+    return plain(plan, device, torch.channels_last_3d)
+
+
+def plain(plan: TrainingPlan, device: str, layout: torch.memory_format = torch.contiguous_format) -> Step:
+    net = network(plan).to(device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=3e-5, eps=1e-4)
     precision = Precision.of(plan.amp, device)
     scaler, loss_of = precision.scaler(), DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
     images, labels = data(plan)
 
     def step(_: int) -> None:
-        x, y = images.to(device), labels.to(device)
+        x, y = images.to(device, memory_format=layout), labels.to(device)
         optimizer.zero_grad(set_to_none=True)
         with precision.context():
             outputs = net(x)
@@ -78,10 +82,8 @@ def plain(plan: TrainingPlan, device: str) -> Step:
 
 
 def ours(plan: TrainingPlan, device: str) -> Step:
-    net = network(plan)
-    if plan.fused:
-        use_cuda_block(net)
-    stepper, objective = Stepper(net.to(device), plan, device), Supervised(SupervisedLoss())
+    stepper = Stepper(training_form(network(plan), plan, device), plan, device)
+    objective = Supervised(SupervisedLoss())
     images, labels = data(plan)
     return lambda number: void(stepper.step(objective, images, labels, number))
 
@@ -93,6 +95,7 @@ def void(_: object) -> None:
 
 FORMS: dict[str, tuple[Callable[[TrainingPlan, str], Step], dict[str, object]]] = {
     "plain AMP": (plain, {}),
+    "plain AMP, channels-last": (channels_last, {}),
     "ours": (ours, {}),
     "ours, checkpointed": (ours, {"checkpoint_gradients": True}),
     "ours, in two parts": (ours, {"accumulate": 2}),

@@ -16,7 +16,7 @@ from mednext_edge.errors import UsageError
 from mednext_edge.export import onnx as _onnx  # noqa: F401
 from mednext_edge.export import openvino as _openvino  # noqa: F401
 from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
-from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, silent
+from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, in_int8, silent
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
@@ -83,7 +83,7 @@ def export(
     check_kinds(int8_layers, precision)
     size = check_sizes(model, patch, build)
     patches = None
-    if (precision == "int8" and model.quantization is None) or (precision in entry.half and calibration is not None):
+    if (in_int8(precision) and model.quantization is None) or (precision in entry.half and calibration is not None):
         patches = _calibration(model, size, calibration)
     if choose is not None and patches is None:
         raise UsageError(
@@ -202,7 +202,7 @@ def _calibrated(entry: Target, job: Job, patches: CalibrationSet | None, kinds: 
     from mednext_edge.quantize.qat import learnt_plan
 
     learnt = None
-    if job.precision == "int8" and job.model.quantization is not None:
+    if in_int8(job.precision) and job.model.quantization is not None:
         learnt = learnt_plan(job.model.net, job.model.quantization, entry.flavour, kinds)
     if patches is None:
         return learnt
@@ -212,7 +212,7 @@ def _calibrated(entry: Target, job: Job, patches: CalibrationSet | None, kinds: 
         fixed = fix_size(job.graph, window)
     else:
         fixed = job.graph if window == given else to_onnx(job.model, window, half=job.precision in entry.half)
-    if job.precision != "int8" or learnt is not None:
+    if not in_int8(job.precision) or learnt is not None:
         if job.precision in entry.half:
             check_headroom(fixed, patches, partial(job.progress, "check float16"))
         return learnt
@@ -264,7 +264,7 @@ def check_kinds(kinds: tuple[str, ...], precision: str) -> None:
         UnknownNameError: no such kind, with the closest match.
         UsageError: the precision is not INT8.
     """
-    if kinds and precision != "int8":
+    if kinds and not in_int8(precision):
         raise UsageError(f"found --int8-layers with precision {precision}; it belongs to --int8")
     for kind in kinds:
         KINDS[kind]

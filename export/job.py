@@ -17,9 +17,9 @@ from mednext_edge.evaluation.report import Report
 from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
-from mednext_edge.export.targets import BuildOptions, Progress
+from mednext_edge.export.targets import BuildOptions, Progress, in_int8
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import FLOAT_PATCHES, default_count, draw
+from mednext_edge.quantize.calibration import ESTIMATOR, FLOAT_PATCHES, default_count, draw
 from mednext_edge.task import Frozen, Task
 
 # Demo models whose images come with the package.
@@ -33,6 +33,7 @@ class ExportRequest:
 
     Attributes:
         calib, validate: data sets; for a demo model whose data is at hand they default to it.
+        calib_method: how ranges are taken, a name in `quantize.ranges.ESTIMATORS`.
         precision: None takes the target's first.
         limits: of the gate: what may be lost against FP32.
         int8_layers: kinds of layer to quantise; empty leaves the choice to the target.
@@ -51,6 +52,7 @@ class ExportRequest:
     limits: Limits = field(default_factory=Limits)
     patch: tuple[int, ...] | None = None
     calib_samples: int | None = None
+    calib_method: str = ESTIMATOR
     out: Path | None = None
     force: bool = False
     dynamic: bool = False
@@ -118,7 +120,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
     # Training in INT8 leaves nothing to calibrate; accuracy control measures layers on the same patches.
-    calibrated = precision == "int8" and (model.quantization is None or request.accuracy_control)
+    calibrated = in_int8(precision) and (model.quantization is None or request.accuracy_control)
     calibration, cases = _data(request, model, calibrated, inspected=precision in entry.half)
     samples = request.calib_samples or (default_count(patch) if calibrated else FLOAT_PATCHES)
     plan = {
@@ -131,7 +133,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     }
     control = None
     if request.accuracy_control:
-        if precision != "int8":
+        if not in_int8(precision):
             raise UsageError(f"found --accuracy-control with precision {precision}; it belongs to --int8")
         control = AccuracyControl(
             model,
@@ -153,6 +155,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
             model.task,
             samples,
             patch=patch,
+            estimator=request.calib_method,
             progress=lambda done, total: progress("draw calibration patches", done, total),
         )
     notes = patches.notes if patches is not None and calibrated else ()

@@ -71,13 +71,18 @@ def layers(session: Session, file: Path) -> Layers:
 
     assert isinstance(session, OpenVinoSession)
     found = session.layers()
-    asked = session.precision
+    asked = session.precision.split("-")
     return Layers(
         counts_by_precision=dict(Counter(layer.precision for layer in found)),
         fallbacks=tuple(
-            Fallback(name=layer.name, asked=asked, got=layer.precision, reason=_reason(asked, layer.kind, layer.kernel))
+            Fallback(
+                name=layer.name,
+                asked=session.precision,
+                got=layer.precision,
+                reason=session.refused or _reason(asked[-1], layer.kind, layer.kernel),
+            )
             for layer in found
-            if layer.precision != asked
+            if layer.precision not in asked
         ),
     )
 
@@ -94,7 +99,7 @@ TARGETS.add(
     "openvino",
     Target(
         summary="OpenVINO IR",
-        precisions=("fp32", "fp16", "bf16", "int8"),
+        precisions=("fp32", "fp16", "bf16", "int8", "int8-bf16"),
         package="openvino",
         device="CPU, Intel GPU, Intel NPU",
         # Transposed depthwise convolutions are the slowest operator there: 1.0 to 1.7 times faster as parities.

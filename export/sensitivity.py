@@ -16,7 +16,7 @@ from mednext_edge.export.export import check_kinds, check_patch, deploy_form, ta
 from mednext_edge.export.targets import Progress
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.quantize.calibration import CalibrationSet, default_count, draw
+from mednext_edge.quantize.calibration import ESTIMATOR, CalibrationSet, default_count, draw
 from mednext_edge.quantize.plan import Plan
 from mednext_edge.quantize.sensitivity import Sensitivity, crop, measure
 from mednext_edge.task import Frozen
@@ -54,6 +54,7 @@ def run_sensitivity(
     int8_layers: tuple[str, ...] = (),
     patch: tuple[int, ...] | None = None,
     calib_samples: int | None = None,
+    calib_method: str = ESTIMATOR,
     minutes: float | None = None,
     progress: Progress,
 ) -> SensitivityReport:
@@ -67,6 +68,7 @@ def run_sensitivity(
         int8_layers: kinds of layer, in place of the target's.
         patch: to calibrate on; None takes the checkpoint's.
         calib_samples: calibration patches; None chooses.
+        calib_method: how ranges are taken, a name in `quantize.ranges.ESTIMATORS`.
         minutes: after which no further layer is begun; None goes on to the end.
 
     Raises:
@@ -88,6 +90,7 @@ def run_sensitivity(
         model.task,
         calib_samples or default_count(size),
         patch=size,
+        estimator=calib_method,
         progress=partial(progress, "draw calibration patches"),
     )
     deploy = deploy_form(model, entry, int8_layers)

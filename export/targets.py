@@ -23,6 +23,12 @@ from mednext_edge.runtime.session import Session
 if TYPE_CHECKING:
     import onnx
 
+
+def in_int8(precision: str) -> bool:
+    """Whether a precision has INT8 in it; `int8-bf16` is INT8 with bfloat16 for the rest."""
+    return precision.split("-")[0] == "int8"
+
+
 Progress = Callable[[str, int, int], None]
 """Told of progress: (what is being done, steps done, steps in all; 0 in all means not known)."""
 

@@ -25,6 +25,7 @@ Array = NDArray[np.float32]
 FOREGROUND = 2 / 3
 # About 16 patches of 80^3, and never so few that one image decides, nor so many that it takes an hour.
 VOXELS, FEWEST, MOST = 2**23, 8, 32
+ESTIMATOR = "least-error"
 FLOAT_PATCHES = 4
 """How many patches show whether float16 holds every activation."""
 
@@ -40,6 +41,8 @@ class CalibrationSet:
     """How many patches are known to hold foreground; 0 when the cases have no labels."""
     notes: tuple[str, ...] = ()
     """What speaks against these images, a sentence each."""
+    estimator: str = ESTIMATOR
+    """How ranges are taken from them, a name in `ranges.ESTIMATORS`."""
 
 
 def default_count(patch: Sequence[int]) -> int:
@@ -54,6 +57,7 @@ def draw(
     *,
     patch: tuple[int, ...] | None = None,
     seed: int = 0,
+    estimator: str = ESTIMATOR,
     progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationSet:
     """Draw calibration patches.
@@ -64,6 +68,7 @@ def draw(
         count: patches to draw.
         patch: spatial size; None takes the task's.
         seed: of cases and positions.
+        estimator: how ranges are to be taken from the patches, a name in `ranges.ESTIMATORS`.
         progress: called as (patches done, patches in all).
 
     Raises:
@@ -96,7 +101,7 @@ def draw(
         why = "; ".join(("expected images with contrast", *suitability.notes()))
         raise DataError(f"every calibration patch holds one value only; {why}")
     cases_drawn = tuple(dict.fromkeys(names))
-    return CalibrationSet(tuple(patches), cases_drawn, digest.hexdigest(), foreground, suitability.notes())
+    return CalibrationSet(tuple(patches), cases_drawn, digest.hexdigest(), foreground, suitability.notes(), estimator)
 
 
 def _cut(prepared: Prepared, patch: tuple[int, ...], dims: int, rng: np.random.Generator) -> tuple[Array, bool]:

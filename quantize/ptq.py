@@ -18,6 +18,7 @@ from mednext_edge.quantize.headroom import Headroom
 from mednext_edge.quantize.kinds import Layer, layers
 from mednext_edge.quantize.observe import observe
 from mednext_edge.quantize.plan import Plan
+from mednext_edge.quantize.range_cache import RangeCache
 from mednext_edge.quantize.ranges import Ranges
 
 
@@ -48,6 +49,8 @@ def calibrate(
 ) -> Plan:
     """One pass over the patches: the ranges of all inputs, and whether float16 holds what a graph leaves to it.
 
+    What was found is kept; the same graph and patches are not passed again (`range_cache`).
+
     Args:
         graph: float32 or float16, of the patches' shape.
         net: the network that it was made from, in deploy form.
@@ -61,10 +64,15 @@ def calibrate(
         ExportError: there is nothing to quantise, float16 cannot hold an activation, or ONNX Runtime refuses the graph.
     """
     chosen = choose(net, kinds or flavour.kinds)
-    headroom, ranges = Headroom(graph), Ranges(graph, chosen.values())
+    headroom, ranges = Headroom(graph), Ranges(graph, chosen.values(), calibration.estimator)
+    cache = RangeCache(graph, chosen, calibration)
+    if (kept := cache.load()) is not None:
+        return Plan(chosen, kept, flavour)
     passes = observe(graph, calibration, extremes=headroom.tensors, samples=ranges.tensors, progress=progress)
     for values in passes:
         headroom.see(values)
         ranges.see(values)
     headroom.check()
-    return Plan(chosen, ranges.result(), flavour)
+    result = ranges.result()
+    cache.save(result)
+    return Plan(chosen, result, flavour)

@@ -31,10 +31,17 @@ if TYPE_CHECKING:
 # As in the table of targets, which is not imported for a help text; a test compares the two.
 TARGETS = ("onnx", "openvino", "trt", "trt-rtx")
 INT8_LAYERS = ("pointwise", "strided", "thin", "depthwise", "transposed", "dense", "norm")
+ESTIMATORS = ("least-error", "percentile", "min-max")
 COMPATIBILITY = ("none", "ampere+", "same-cc")
 NVIDIA = "NVIDIA targets (trt, trt-rtx)"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 DEMO = "demo:brain-tissue"
+CALIB_METHOD = typer.Option(
+    metavar="|".join(ESTIMATORS),
+    help="How the ranges of INT8 inputs are chosen: for the least squared error, without the largest 0.01 % of the "
+    "values, or with all. [default: least-error]",
+    callback=one_of("estimator", ESTIMATORS),
+)
 
 
 def export(
@@ -56,8 +63,8 @@ def export(
         str | None,
         typer.Option(
             metavar="|".join(PRECISIONS),
-            help="What the engine computes in; int8 is mixed with fp32, for NVIDIA with fp16. "
-            "[default: fp32, for NVIDIA fp16]",
+            help="What the engine computes in; int8 is mixed with fp32 (int8-bf16: with "
+            "bf16, on CPUs that have it), for NVIDIA with fp16. [default: fp32, for NVIDIA fp16]",
             callback=one_of("precision", PRECISIONS),
         ),
     ] = None,
@@ -92,6 +99,7 @@ def export(
     calib_samples: Annotated[
         int | None, typer.Option(min=1, help="Calibration patches to draw. [default: chosen from the data]")
     ] = None,
+    calib_method: Annotated[str | None, CALIB_METHOD] = None,
     gpu_arch: Annotated[
         str | None,
         typer.Option(
@@ -218,7 +226,7 @@ def export(
     - `mednext-export --target trt --int8 --defer-build`, then on the device `mednext-edge build brain-tissue.trt-int8`
     - `mednext-export --target trt-rtx --gpu-arch 8.6,8.9,12.0`
     """
-    if int8 and precision not in (None, "int8"):
+    if int8 and (precision or "int8").split("-")[0] != "int8":
         raise UsageError(f"found --int8 and --precision {precision}; give one of them")
     from mednext_edge.evaluation.limits import Limits
     from mednext_edge.export.job import EngineDeferred, ExportRequest, GateFailure, run_export
@@ -227,12 +235,13 @@ def export(
     request = ExportRequest(
         checkpoint=checkpoint,
         target=target,
-        precision="int8" if int8 else precision,
+        precision=precision or "int8" if int8 else precision,
         calib=calib,
         validate=validate,
         limits=Limits(metric=metric, mean=max_drop, per_class=max_class_drop, per_case=max_case_drop),
         patch=parse_size(patch),
         calib_samples=calib_samples,
+        calib_method=calib_method or ESTIMATORS[0],
         out=out,
         force=force,
         dynamic=dynamic,

@@ -16,7 +16,7 @@ from mednext_edge.cli.console import (
     show_table,
     track,
 )
-from mednext_edge.cli.export import DEMO, INT8_LAYERS, TARGETS
+from mednext_edge.cli.export import CALIB_METHOD, DEMO, ESTIMATORS, INT8_LAYERS, TARGETS
 from mednext_edge.cli.names import parse_names
 from mednext_edge.cli.sizes import parse_size
 from mednext_edge.errors import UsageError
@@ -49,6 +49,7 @@ def quantize(
     calib_samples: Annotated[
         int | None, typer.Option(min=1, help="Calibration patches to draw. [default: chosen from the data]")
     ] = None,
+    calib_method: Annotated[str | None, CALIB_METHOD] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after so many; the same command goes on. [default: no limit]")
     ] = None,
@@ -85,6 +86,7 @@ def quantize(
             int8_layers=parse_names(int8_layers),
             patch=parse_size(patch),
             calib_samples=calib_samples,
+            calib_method=calib_method or ESTIMATORS[0],
             minutes=minutes,
             progress=progress,
         )

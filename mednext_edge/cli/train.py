@@ -20,7 +20,7 @@ from mednext_edge.cli.console import (
     show_warning,
     track,
 )
-from mednext_edge.cli.export import TARGETS
+from mednext_edge.cli.export import CALIB_METHOD, ESTIMATORS, TARGETS
 from mednext_edge.cli.names import parse_names
 from mednext_edge.cli.sizes import parse_size
 
@@ -143,6 +143,7 @@ def train(
     calib_samples: Annotated[
         int | None, typer.Option(min=1, help="With --qat: calibration patches. [default: chosen from the patch]")
     ] = None,
+    calib_method: Annotated[str | None, CALIB_METHOD] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="A torch device, such as cpu or cuda.")] = "cpu",
     ema: Annotated[
         float, typer.Option(metavar="DECAY", help="Average the weights over the steps, such as 0.999; 0 for not.")
@@ -229,8 +230,8 @@ def train(
         raise UsageError("a run starts from --init, from --upkern-from or from --qat; give one of them")
     if fold and cross_validate:
         raise UsageError("found both --fold and --cross-validate; give one of them")
-    if qat is None and (int8_layers or calib_samples):
-        raise UsageError("found --int8-layers or --calib-samples without --qat, which they belong to")
+    if qat is None and (int8_layers or calib_samples or calib_method):
+        raise UsageError("found --int8-layers, --calib-samples or --calib-method without --qat, which they belong to")
     if qat and (cross_validate or fused):
         raise UsageError(
             "--qat trains one checkpoint on, by PyTorch's own operators; leave out --cross-validate, --fused"
@@ -240,7 +241,7 @@ def train(
     first = load(init) if init else None
     small = load(upkern_from) if upkern_from else None
     teacher = load(qat) if qat else None
-    int8 = in_int8.QatOptions(target, parse_names(int8_layers), calib_samples)
+    int8 = in_int8.QatOptions(target, parse_names(int8_layers), calib_samples, calib_method or ESTIMATORS[0])
     if teacher is not None:
         int8.check(teacher)
         size = size or teacher.task.inference.patch

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mednext_edge.fusion.depthwise import use_depthwise
 from mednext_edge.fusion.instance_norm import is_per_channel
-from mednext_edge.models.mednext import Block
+from mednext_edge.models.mednext import Block, MedNeXt
 from mednext_edge.ops.channel_norm import channel_norm
 
 
@@ -32,5 +32,12 @@ def use_cpu_training(net: nn.Module) -> int:
     for block in net.modules():
         if isinstance(block, Block) and isinstance(block.norm, nn.GroupNorm) and is_per_channel(block.norm):
             block.norm = ChannelNorm(block.norm).train(block.norm.training)
-    net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for part in net.modules():
+        if isinstance(part, MedNeXt):
+            # PyTorch's convolutions answer in the layout of their input, of which one channel says nothing.
+            part.stem.register_forward_hook(_channels_last)
     return count
+
+
+def _channels_last(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.contiguous(memory_format=torch.channels_last_3d)

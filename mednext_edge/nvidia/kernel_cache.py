@@ -14,15 +14,9 @@ import secrets
 import stat
 from pathlib import Path
 
+from mednext_edge.cache import cache_folder
+
 _LOG = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """`MEDNEXT_CACHE`, else `mednext-edge` in the system's folder for caches."""
-    named = os.environ.get("MEDNEXT_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mednext-edge"
 
 
 class KernelCache:

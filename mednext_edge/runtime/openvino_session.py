@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from mednext_edge.errors import ExportError, TargetUnavailableError
 from mednext_edge.runtime.session import Array, Session
 from mednext_edge.task import Task
 
+_LOG = logging.getLogger(__name__)
 # OpenVINO computes an FP32 graph in bfloat16 on CPUs that have it unless told otherwise.
-HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 LAYER_KINDS = ("Convolution", "Deconvolution", "MVN", "FullyConnected", "MatMul")
 # The suffix of the kernel's name says what it computes in; the layer's own precision is that of its input.
 KERNEL_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -52,15 +54,21 @@ class OpenVinoSession(Session):
     Args:
         model: path of the IR, or a model in memory.
         task: what it is for.
-        precision: `fp32`, `fp16`, `bf16` or `int8`; decides what the layers outside INT8 compute in.
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `int8-bf16`; decides what the layers outside INT8 compute in.
+            Where the plugin has no kernels for an INT8 graph in bfloat16, they compute in FP32.
         patch: spatial size to compile for; None keeps the model's own.
         device: OpenVINO device name.
         threads: CPU threads; None lets OpenVINO choose.
+
+    Attributes:
+        refused: why layers outside INT8 do not compute in the precision that was asked for; empty where they may.
 
     Raises:
         TargetUnavailableError: no such device.
         ExportError: the plugin refuses the model.
     """
+
+    refused = ""
 
     def __init__(
         self,
@@ -95,10 +103,21 @@ class OpenVinoSession(Session):
                 graph.reshape([1, task.model.in_channels, *patch])
             shape = graph.inputs[0].partial_shape
             self.patch = None if shape.is_dynamic else tuple(int(n) for n in shape.to_shape())[2:]
-            self._compiled: ov.CompiledModel | None = core.compile_model(graph, device, options)
+            self._compiled: ov.CompiledModel | None = self._compile(core, graph, device, options)
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot compile this model for {device}: {error}") from error
         self._request = self._compiled.create_infer_request()
+
+    def _compile(self, core: ov.Core, graph: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
+        try:
+            return core.compile_model(graph, device, options)
+        except RuntimeError as error:
+            if self.precision != "int8-bf16" or device != "CPU":
+                raise
+            # Some INT8 layers have no kernel with bfloat16 beside them ("No suitable implementations").
+            self.refused = f"OpenVINO cannot compile this graph with bfloat16 ({str(error).splitlines()[-1].strip()})"
+            _LOG.warning("%s; what is not INT8 computes in FP32", self.refused)
+            return core.compile_model(graph, device, {**options, "INFERENCE_PRECISION_HINT": "f32"})
 
     def _run(self, x: Array) -> Array:
         # One patch a call: the graph's batch is 1, and a batch of patches is no faster on a CPU.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,18 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from mednext_edge.data.dataset import Case, Dataset
 from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import CheckpointError, DataError
-from mednext_edge.fusion.cpu_training import use_cpu_training
-from mednext_edge.fusion.cuda_block import use_cuda_block
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.task import Task
 from mednext_edge.training.batches import BatchSource, CategorySource
 from mednext_edge.training.board import Board, check_tensorboard
+from mednext_edge.training.form import training_form
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.memory import PeakOfStep
 from mednext_edge.training.objective import Classified, Objective, Supervised
@@ -106,7 +103,7 @@ def train(
     folder = RunFolder(out, plan, resume=resume)
     if net is None:
         net = start_network(task, plan.seed)
-    stepper = Stepper(_training_form(net, plan, device, on_note), plan, device, team)
+    stepper = Stepper(training_form(net, plan, device, on_note), plan, device, team)
     if objective is None:
         supervised = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
         objective = supervised if dense else Classified()
@@ -163,19 +160,6 @@ def train(
         board.close()
     team.barrier()  # the last checkpoint is written
     return _finished(net, task, folder, plan)
-
-
-def _training_form(net: nn.Module, plan: TrainingPlan, device: str, on_note: Callable[[str], None]) -> nn.Module:
-    """A copy on its device that computes by our kernels where those are quicker; its states fit the network itself."""
-    net = copy.deepcopy(net)
-    if hasattr(net, "checkpoint_gradients"):
-        net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
-    if plan.fused:
-        if not use_cuda_block(net):
-            on_note("no block of this network fits our operator; it computes with PyTorch's")
-    elif torch.device(device).type == "cpu":
-        use_cpu_training(net)
-    return net.to(device).train()
 
 
 def _resume(folder: RunFolder, stepper: Stepper) -> Counters:

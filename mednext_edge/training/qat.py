@@ -23,7 +23,7 @@ from mednext_edge.fusion.cpu_training import use_cpu_training
 from mednext_edge.fusion.neutral import neutralize
 from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.models.mednext import MedNeXt
-from mednext_edge.quantize.calibration import default_count, draw
+from mednext_edge.quantize.calibration import ESTIMATOR, default_count, draw
 from mednext_edge.quantize.qat import attach, learnt, quantization_of
 from mednext_edge.training.distill import Distillation
 from mednext_edge.training.loss import SupervisedLoss
@@ -40,15 +40,19 @@ class QatOptions:
         target: a name in TARGETS.
         int8_layers: kinds of layer in place of the target's.
         calib_samples: calibration patches; None chooses.
+        calib_method: how ranges are taken, a name in `quantize.ranges.ESTIMATORS`.
     """
 
     target: str = "openvino"
     int8_layers: tuple[str, ...] = ()
     calib_samples: int | None = None
+    calib_method: str = ESTIMATOR
 
     def name(self, model: LoadedModel) -> str:
         """How a plan records the start, so that `--resume` cannot go on from another one."""
-        parts = (self.target, *sorted(self.int8_layers), *(() if self.calib_samples is None else (self.calib_samples,)))
+        chosen = [] if self.calib_samples is None else [self.calib_samples]
+        method = [] if self.calib_method == ESTIMATOR else [self.calib_method]
+        parts = (self.target, *sorted(self.int8_layers), *chosen, *method)
         return f"qat:{model.source.sha256}:{','.join(map(str, parts))}"
 
     def check(self, model: LoadedModel) -> None:
@@ -171,7 +175,8 @@ def _calibrated(model: LoadedModel, cases: Sequence[Case], options: QatOptions, 
     entry, _ = target_of(options.target, "int8")
     size = check_patch(model, None)
     count = options.calib_samples or default_count(size)
-    patches = draw(cases, model.task, count, progress=partial(progress, "draw calibration patches"))
+    told = partial(progress, "draw calibration patches")
+    patches = draw(cases, model.task, count, estimator=options.calib_method, progress=told)
     deploy = deploy_form(model, entry, options.int8_layers)
     told = partial(progress, "calibrate")
     graph = to_onnx(deploy, size)

@@ -166,6 +166,38 @@ def test_openvino_runs_mvn(bundles: Bundles, precision: str) -> None:
         assert {layer.precision for layer in layers if layer.kind == "Convolution"} == {"int8"}
 
 
+def test_int8_with_bfloat16(bundles: Bundles, x: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the plugin refuses the graph with bfloat16, the rest computes in FP32 and is named with the reason."""
+    folder = bundles("openvino", "int8-bf16")
+    assert kinds(folder) == kinds(bundles("openvino", "int8"))
+    entry = TARGETS["openvino"]
+    with mx.open(folder) as session:
+        assert isinstance(session, OpenVinoSession) and not session.refused
+        layers = entry.layers(session, folder / "model.xml")
+    assert set(layers.counts_by_precision) <= {"int8", "bf16", "fp32"}
+    assert len(layers.fallbacks) == layers.counts_by_precision.get("fp32", 0)
+
+    compile_model = ov.Core.compile_model
+    hints = []
+
+    def refuse(core: ov.Core, graph: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
+        hints.append(options["INFERENCE_PRECISION_HINT"])
+        if hints[-1] == "bf16":
+            raise RuntimeError("Check failed\nNo suitable implementations")
+        return compile_model(core, graph, device, options)
+
+    monkeypatch.setattr(ov.Core, "compile_model", refuse)
+    with mx.open(folder) as session, mx.open(bundles("openvino", "int8")) as plain:
+        assert isinstance(session, OpenVinoSession)
+        assert "No suitable implementations" in session.refused
+        assert np.array_equal(session.run(x), plain.run(x))
+        layers = entry.layers(session, folder / "model.xml")
+    assert hints == ["bf16", "f32", "f32"]
+    assert layers.fallbacks
+    assert {fallback.reason for fallback in layers.fallbacks} == {session.refused}
+    assert {(fallback.asked, fallback.got) for fallback in layers.fallbacks} == {("int8-bf16", "fp32")}
+
+
 def test_openvino_graph_is_folded(bundles: Bundles) -> None:
     """A shape that is computed at run time hides the biases from the quantiser."""
     for precision in TARGETS["openvino"].precisions:

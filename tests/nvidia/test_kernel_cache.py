@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mednext_edge.nvidia.kernel_cache import KernelCache, cache_folder
+from mednext_edge.cache import cache_folder
+from mednext_edge.nvidia.kernel_cache import KernelCache
 
 posix = pytest.mark.skipif(os.name == "nt", reason="mode bits")
 

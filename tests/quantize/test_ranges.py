@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from mednext_edge.errors import DataError, ExportError
+from mednext_edge.errors import DataError, ExportError, UnknownNameError
 from mednext_edge.fusion.parity import ParityConvTranspose
 from mednext_edge.quantize import observe
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.flavour import LEVELS
 from mednext_edge.quantize.kinds import Layer, layers
-from mednext_edge.quantize.ranges import BINS, ActivationRange, Histogram
+from mednext_edge.quantize.ranges import BINS, ESTIMATORS, ActivationRange, Histogram
 from tests.quantize.networks import NETWORKS, collect, network
 
 Array = NDArray[np.float64]
@@ -175,6 +175,29 @@ def test_a_constant_is_its_own_threshold(value: float) -> None:
     assert threshold == pytest.approx(abs(value), rel=1e-6)
 
 
+@pytest.mark.parametrize("parts", [1, 7])
+def test_percentile_and_min_max(parts: int) -> None:
+    values = np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
+    values[:3], values[3:1000] = (40, -60, 50), 0
+    seen = [torch.from_numpy(part) for part in np.array_split(values, parts)]
+    histogram = filled(*seen)
+    exact = np.quantile(np.abs(values[values != 0]), 0.9999)
+    assert histogram.threshold("percentile") == pytest.approx(exact, abs=histogram.top / BINS)
+    assert histogram.threshold("min-max") == 60
+    assert histogram.threshold() == histogram.threshold("least-error") < 60
+
+
+def test_an_unknown_estimator_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="percentile"):
+        filled(torch.ones(3)).threshold("percentil")
+
+
+def test_a_sample_that_misses_the_only_values_keeps_the_peak() -> None:
+    histogram = Histogram()
+    histogram.add(torch.zeros(8), 3.0)
+    assert [histogram.threshold(name) for name in ESTIMATORS] == [3.0] * 3
+
+
 def test_nothing_but_zeros() -> None:
     assert Histogram().threshold() == 1
     assert filled(torch.zeros(10), torch.zeros(10)).threshold() == 1
@@ -235,7 +258,7 @@ def test_samples_are_spread_over_rows_and_columns(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(observe, "SAMPLED", sampled)
     seen: list[Tensor] = []
     monkeypatch.setattr(Histogram, "add", lambda self, values, peak: seen.append(values.clone()))
-    monkeypatch.setattr(Histogram, "threshold", lambda self: 1.0)
+    monkeypatch.setattr(Histogram, "threshold", lambda self, estimator: 1.0)
     columns = np.broadcast_to(np.arange(1, 17, dtype=np.float32), (1, 2, 16, 16)).copy()
     collected(columns)
     (values,) = seen

@@ -50,7 +50,7 @@ class Owned {
 // OpenVINO computes an FP32 graph in bfloat16 on CPUs that have it unless told otherwise.
 const char* precision_hint(const std::string& precision) {
   if (precision == "fp16") return "f16";
-  if (precision == "bf16") return "bf16";
+  if (precision == "bf16" || precision == "int8-bf16") return "bf16";
   return "f32";
 }
 
@@ -112,10 +112,17 @@ class OpenVino : public Engine {
     const std::string threads = std::to_string(options.threads);
     // Pairs of key and value; the number says how many of them are read.
     const size_t arguments = !cpu ? 2 : options.threads == 0 ? 4 : 6;
-    const Status status = ov_.ov_core_compile_model(
-        core_.get(), model, device_.c_str(), arguments, compiled_.out(), "PERFORMANCE_HINT", "LATENCY",
-        "INFERENCE_PRECISION_HINT", precision_hint(manifest.precision), "INFERENCE_NUM_THREADS", threads.c_str());
-    if (status == 0) return;
+    const auto attempt = [&](const char* hint) {
+      return ov_.ov_core_compile_model(core_.get(), model, device_.c_str(), arguments, compiled_.out(),
+                                       "PERFORMANCE_HINT", "LATENCY", "INFERENCE_PRECISION_HINT", hint,
+                                       "INFERENCE_NUM_THREADS", threads.c_str());
+    };
+    if (attempt(precision_hint(manifest.precision)) == 0) return;
+    // Some INT8 layers have no kernel with bfloat16 beside them.
+    if (cpu && manifest.precision == "int8-bf16" && attempt("f32") == 0) {
+      provider_ += ", which has no bfloat16 kernels for this graph";
+      return;
+    }
     const char* message = ov_.ov_get_last_err_msg();
     const std::string why = message ? message : "no reason";
     fail(MEDNEXT_E_BACKEND, provider_, " cannot compile this model for ", device_, ": ", why,
