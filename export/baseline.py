@@ -33,12 +33,13 @@ def baseline_session(model: LoadedModel, patch: tuple[int, ...]) -> Session:
     torch_session = TorchSession.of(model)
     net = for_inference(copy.deepcopy(model.net))
     spec = model.task.model
-    small = tuple(min(n, 2 * FAMILIES[spec.family].divisor(spec)) for n in patch)
+    any_size = FAMILIES[spec.family].any_size(spec)
+    small = tuple(min(n, 2 * FAMILIES[spec.family].divisor(spec)) for n in patch) if any_size else patch
     x = np.random.default_rng(0).normal(size=(1, spec.in_channels, *small)).astype(np.float32)
     expected = torch_session.run(x)
     torch_session.patch = patch
     try:
-        graph = to_onnx(replace(model, net=net), patch, dynamic=True)
+        graph = to_onnx(replace(model, net=net), patch, dynamic=any_size)
         with OnnxSession(fix_size(graph, small).SerializeToString(), model.task, "fp32") as trial:
             found = trial.run(x)
         if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():

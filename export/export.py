@@ -82,6 +82,8 @@ def export(
     check_build(target, precision, build, dynamic)
     check_kinds(int8_layers, precision)
     size = check_sizes(model, patch, build)
+    if dynamic and not takes_any_size(model):
+        raise UsageError(f"found --dynamic; this network is declared to take the patch {size} alone")
     patches = None
     if (in_int8(precision) and model.quantization is None) or (precision in entry.half and calibration is not None):
         patches = _calibration(model, size, calibration)
@@ -92,7 +94,7 @@ def export(
     deploy = deploy_form(model, entry, int8_layers)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
-        dynamic = dynamic or entry.open_size or build.range is not None
+        dynamic = dynamic or (entry.open_size and takes_any_size(model)) or build.range is not None
         graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
         job = Job(deploy, graph, precision, size, build, progress)
         plan = _calibrated(entry, job, patches, int8_layers)
@@ -140,10 +142,13 @@ def check_patch(model: LoadedModel, patch: tuple[int, ...] | None) -> tuple[int,
     """
     spec = model.task.model
     size = patch or model.task.inference.patch
+    if not takes_any_size(model) and tuple(size) != model.task.inference.patch:
+        raise UsageError(f"found the patch {size}; this network is declared to take {model.task.inference.patch} alone")
     divisor = patch_divisor(model)
     if len(size) != spec.spatial_dims:
         raise UsageError(f"found a patch of {len(size)} sides; this network takes {spec.spatial_dims}")
-    if any(n < divisor or n % divisor for n in size) or max(size) < 2 * divisor:
+    smallest = 2 * divisor if takes_any_size(model) else divisor
+    if any(n < divisor or n % divisor for n in size) or max(size) < smallest:
         fits = tuple(max(divisor, round(n / divisor) * divisor) for n in size)
         fits = fits if max(fits) > divisor else (2 * divisor, *fits[1:])
         raise UsageError(
@@ -168,6 +173,12 @@ def check_sizes(model: LoadedModel, patch: tuple[int, ...] | None, build: BuildO
             f"found the patches {low}, {size}, {high}; expected --min-patch <= --patch <= --max-patch on every axis"
         )
     return size
+
+
+def takes_any_size(model: LoadedModel) -> bool:
+    """Whether every multiple of the divisor will do; if not, the task's patch alone."""
+    spec = model.task.model
+    return FAMILIES[spec.family].any_size(spec)
 
 
 def patch_divisor(model: LoadedModel) -> int:

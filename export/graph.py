@@ -72,6 +72,7 @@ def to_onnx(
         raise ExportError(f"torch.onnx cannot export this network: {error}") from error
     assert program is not None
     graph = program.model_proto
+    _use_first_names(graph.graph, net)
     _name_layers(graph.graph)
     _forget_traces(graph.graph)
     onnx.helper.set_model_props(graph, {"mednext_edge.task": model.task.model_dump_json()})
@@ -89,6 +90,17 @@ def fix_size(graph: onnx.ModelProto, patch: tuple[int, ...]) -> onnx.ModelProto:
     # What was inferred for the open size is inferred again.
     del fixed.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(fixed)
+
+
+def _use_first_names(graph: onnx.GraphProto, net: nn.Module) -> None:
+    """Weights of layers with several names, as foreign networks have them, get the one that `named_modules` gives."""
+    first = {id(weight): name for name, weight in net.named_parameters()}
+    others = {name: first[id(weight)] for name, weight in net.named_parameters(remove_duplicate=False)}
+    for weight in graph.initializer:
+        weight.name = others.get(weight.name, weight.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = others.get(name, name)
 
 
 def _name_layers(graph: onnx.GraphProto) -> None:

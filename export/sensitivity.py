@@ -192,6 +192,8 @@ def measure_layers(
 def small_patch(model: LoadedModel, window: tuple[int, ...]) -> tuple[int, ...]:
     """The part of a window that sensitivity is measured on."""
     spec = model.task.model
+    if not FAMILIES[spec.family].any_size(spec):
+        return window
     divisor = FAMILIES[spec.family].divisor(spec)
     most = max(2 * divisor, SIDE // divisor * divisor)
     return tuple(min(n, most) for n in window)

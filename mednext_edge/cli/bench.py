@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -25,7 +25,9 @@ from mednext_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from mednext_edge.evaluation.report import Latency
+    from mednext_edge.evaluation.workers import Clock
 
+CLOCKS = ("wall", "cpu")
 COMPARISON = "Comparison (--compare)"
 
 
@@ -62,6 +64,16 @@ def bench(
         float,
         typer.Option(min=1, help="Longest time to take pairs for; it ends when sure.", rich_help_panel=COMPARISON),
     ] = 300.0,
+    clock: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(CLOCKS),
+            help="cpu counts what the process computed, not what it waited: it hardly sees neighbours. Use it with "
+            "--threads 1 on machines too noisy for wall.",
+            callback=one_of("clock", CLOCKS),
+            rich_help_panel=COMPARISON,
+        ),
+    ] = "wall",
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw every pair as PNG.", rich_help_panel=COMPARISON)
     ] = None,
@@ -117,7 +129,9 @@ def bench(
         if target is None and (precision or calib):
             raise UsageError("found --precision or --calib without --target, whose export they belong to")
         recipe = None if target is None else Recipe(target, precision, calib)
-        request = Request(source, compare, Rules(gate=gate), seconds, recipe, size, device, threads)
+        request = Request(
+            source, compare, Rules(gate=gate), seconds, recipe, size, device, threads, cast("Clock", clock)
+        )
         with track(not no_progress) as progress:
             duel, proxies = run(request, progress)
         if plot is not None:

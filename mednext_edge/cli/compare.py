@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mednext_edge.evaluation.duel import Duel
     from mednext_edge.evaluation.proxies import Proxies
     from mednext_edge.evaluation.regression import Rules
-    from mednext_edge.evaluation.workers import Recipe, Side
+    from mednext_edge.evaluation.workers import Clock, Recipe, Side
 
 STYLES = {"slower": "red", "passed": "green", "undecided": "yellow", "noisy": "yellow"}
 ENGINE = "model.xml"
@@ -34,6 +34,7 @@ class Request:
     patch: tuple[int, ...] | None = None
     device: str | None = None
     threads: int | None = None
+    clock: Clock = "wall"
 
 
 def compare(request: Request, progress: Report) -> tuple[Duel, dict[str, Proxies]]:
@@ -113,7 +114,7 @@ def _sides(request: Request, progress: Report) -> Iterator[tuple[Side, Side]]:
     from mednext_edge.evaluation.workers import Side, export_in_process
 
     with contextlib.ExitStack() as stack:
-        this = Side("this", request.source, None, request.patch, request.device, request.threads)
+        this = Side("this", request.source, None, request.patch, request.device, request.threads, request.clock)
         if _is_source(request.other):
             reference = replace(this, name="reference", source=request.other)
         else:

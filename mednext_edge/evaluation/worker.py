@@ -5,7 +5,7 @@ of the package but its verbs: `load`, `export` and `open`. Requests come as line
 of JSON to stdout; whatever libraries print goes to stderr.
 
     {"package": null, "source": "bundle", "patch": null, ...}   ->  {"patch": [96, 96, 96], "channels": 1, ...}
-    {"calls": 3}                                                ->  {"ms": 812.5}       for one call
+    {"calls": 3}                                                ->  {"wall": 812.5, "cpu": 1590.2}     ms of one call
 """
 
 from __future__ import annotations
@@ -15,29 +15,38 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PACKAGE = "mednext_edge"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
+    answer(_open)
+
+
+def answer(open_: Callable[[dict[str, Any]], tuple[Any, Any] | None]) -> None:
+    """Serve the pipes until the input ends.
+
+    Args:
+        open_: of the first request: a session and an input for it; None when there is nothing to time.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def answer(**what: object) -> None:
+    def say(**what: object) -> None:
         answers.write(json.dumps(what) + "\n")
         answers.flush()
 
-    request = json.loads(sys.stdin.readline())
     try:
-        package = _import_from(request["package"])
-        if request.get("out"):
-            _export(package, request)
-            answer(done=True)
+        opened = open_(json.loads(sys.stdin.readline()))
+        if opened is None:
+            say(done=True)
             return
-        session, x = _open(package, request)
-        answer(
+        session, x = opened
+        say(
             provider=session.provider,
             precision=session.precision,
             channels=x.shape[1],
@@ -45,13 +54,15 @@ def main() -> None:
         )
         for line in sys.stdin:
             calls = int(json.loads(line)["calls"])
-            start = time.perf_counter()
+            start = [clock() for clock in CLOCKS.values()]
             for _ in range(calls):
                 session.run(x)
-            answer(ms=(time.perf_counter() - start) * 1e3 / calls)
+            ends = [clock() for clock in CLOCKS.values()]
+            taken = {name: (b - a) * 1e3 / calls for name, a, b in zip(CLOCKS, start, ends, strict=True)}
+            say(**taken)
         session.close()
     except Exception as error:  # whatever it is, the other side of the pipe must learn of it
-        answer(error=str(error), kind=type(error).__name__)
+        say(error=str(error), kind=type(error).__name__)
         raise
 
 
@@ -89,7 +100,11 @@ def _export(mx: Any, request: dict[str, Any]) -> None:
     )
 
 
-def _open(mx: Any, request: dict[str, Any]) -> tuple[Any, Any]:
+def _open(request: dict[str, Any]) -> tuple[Any, Any] | None:
+    mx = _import_from(request["package"])
+    if request.get("out"):
+        _export(mx, request)
+        return None
     import numpy as np
 
     source: Any = request["source"]

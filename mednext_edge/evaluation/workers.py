@@ -7,16 +7,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from mednext_edge import errors
 from mednext_edge.errors import MednextEdgeError
 
 SCRIPT = Path(__file__).with_name("worker.py")
 STOP_S = 10.0
+Clock = Literal["wall", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Side:
         source: bundle, or checkpoint.
         package: folder that holds the `mednext_edge` to run it with; None is the one that is installed.
         patch, device, threads: as of `mednext_edge.open`.
+        clock: `wall`, or `cpu`: what all threads of the process computed. That one does not run while a neighbour has
+            the core, and does not see waiting either.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Side:
     patch: tuple[int, ...] | None = None
     device: str | None = None
     threads: int | None = None
+    clock: Clock = "wall"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Worker:
 
     def __init__(self, side: Side) -> None:
         self.side = side
-        self._channel = _Channel(side)
+        self._channel = Channel(side.name)
         try:
             found = self._channel.ask(_request(side))
         except BaseException:
@@ -71,8 +75,8 @@ class Worker:
         self.engine = f"{found['provider']}, {found['precision']}"
 
     def time(self, calls: int = 1) -> float:
-        """Milliseconds of one of so many calls in a row."""
-        return float(self._channel.ask({"calls": calls})["ms"])
+        """Milliseconds of one of so many calls in a row, by the side's clock."""
+        return float(self._channel.ask({"calls": calls})[self.side.clock])
 
     def __enter__(self) -> Worker:
         return self
@@ -89,33 +93,43 @@ def export_in_process(side: Side, recipe: Recipe, out: Path) -> Side:
     Raises:
         MednextEdgeError: of the kind that the process met, or when it dies.
     """
-    channel = _Channel(side)
+    channel = Channel(side.name)
     try:
         channel.ask({**_request(side), **asdict(recipe), "out": str(out)})
     finally:
         channel.close()
-    return Side(side.name, str(out), side.package, side.patch, side.device, side.threads)
+    return replace(side, source=str(out))
 
 
 def _request(side: Side) -> dict[str, Any]:
     return {**asdict(side), "package": None if side.package is None else str(side.package)}
 
 
-class _Channel:
-    """The pipes of a process, and what it wrote to stderr."""
+class Channel:
+    """The pipes of a process, and what it wrote to stderr.
 
-    def __init__(self, side: Side) -> None:
-        self._name = side.name
+    Args:
+        name: of what it holds, for errors.
+        script: the file that Python runs, which answers as `worker.py` does.
+    """
+
+    def __init__(self, name: str, script: Path = SCRIPT) -> None:
+        self._name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed with the pipes
         # -P: the folder of the script is no place to import from.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT)],
+            [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
             encoding="utf-8",
         )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None

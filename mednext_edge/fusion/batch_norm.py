@@ -46,7 +46,7 @@ def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
 def neighbours(net: nn.Module) -> Iterator[tuple[nn.Sequential, int, int]]:
     """Every two modules of a sequence that follow each other, without those that a rewrite has emptied."""
     for sequence in net.modules():
-        if isinstance(sequence, nn.Sequential):
+        if isinstance(sequence, nn.Sequential) and type(sequence).forward is nn.Sequential.forward:
             there = [i for i, module in enumerate(sequence) if not isinstance(module, nn.Identity)]
             for first, second in itertools.pairwise(there):
                 yield sequence, first, second

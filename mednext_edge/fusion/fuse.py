@@ -7,7 +7,9 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from mednext_edge.errors import ExportError
 from mednext_edge.fusion import (
     cuda_block,
     depthwise,
@@ -22,7 +24,9 @@ from mednext_edge.fusion import (
     training_parts,
 )
 from mednext_edge.fusion.rewrite import Rewrite
+from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.models.module import FAMILY
 from mednext_edge.registry import Registry, unknown_name
 
 REWRITES: Registry[Rewrite] = Registry("rewrite")
@@ -39,6 +43,9 @@ REWRITES.add("norm-left", norm_left.REWRITE)
 REWRITES.add("parity", parity.REWRITE)
 REWRITES.add("cuda-depthwise", depthwise.REWRITE)
 REWRITES.add("cuda-block", cuda_block.REWRITE)
+
+EXACT = 1e-6
+"""Largest change of an answer in float64, relative, of weights that are float32."""
 
 BACKENDS: dict[str, tuple[str, ...]] = {"torch": (), "cuda": ("cuda-depthwise", "cuda-block")}
 """Whose kernels PyTorch computes with -> the optional rewrites for them: ours take whole blocks, or parts of them."""
@@ -57,6 +64,7 @@ def fuse(model: LoadedModel, *, backend: str = "torch", optional: Collection[str
 
     Raises:
         UnknownNameError: there is no such backend, or `optional` names no rewrite.
+        ExportError: a network of another make uses its layers in a way that a rewrite does not know.
     """
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
@@ -69,4 +77,26 @@ def fuse(model: LoadedModel, *, backend: str = "torch", optional: Collection[str
         for name, rewrite in REWRITES.items():
             if (not rewrite.optional or name in optional) and rewrite.apply(net):
                 done.append(name)
+        if len(done) > len(model.rewrites) and model.task.model.family == FAMILY:
+            _prove(model, net, done)
     return replace(model, net=net.requires_grad_(False), rewrites=tuple(done))
+
+
+def _prove(model: LoadedModel, net: nn.Module, rewrites: list[str]) -> None:
+    """Of our families tests prove the rewrites; a network of another make is asked itself, in float64.
+
+    Raises:
+        ExportError: it answers otherwise than before.
+    """
+    spec, patch = model.task.model, model.task.inference.patch
+    family = FAMILIES[spec.family]
+    if family.any_size(spec):
+        patch = tuple(min(n, 2 * family.divisor(spec)) for n in patch)
+    x = torch.randn(1, spec.in_channels, *patch, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(model.net).double()(x)
+    found = copy.deepcopy(net).double()(x)
+    if not (found - expected).abs().max() <= EXACT * expected.abs().max():
+        raise ExportError(
+            f"the rewrites {', '.join(rewrites)} change what {spec.variant} answers: it uses its layers in other ways "
+            "than one after the other"
+        )

@@ -18,6 +18,8 @@ from mednext_edge.models.ensemble import Ensemble, describe_ensemble
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.models.mednext2d import VARIANTS as MEDNEXT2D_VARIANTS
 from mednext_edge.models.mednext2d import MedNeXt2d, MedNeXt2dConfig, mednext2d_config
+from mednext_edge.models.module import FAMILY as MODULE
+from mednext_edge.models.module import refuse_to_build
 from mednext_edge.registry import Registry
 from mednext_edge.task import ModelSpec
 
@@ -62,6 +64,7 @@ class Family:
         plan: the `config` of a network to train; None of a family that is not trained.
         variants: names of its sizes, the smallest first.
         kernel: of the depthwise convolutions unless another is asked for; None where the variant decides.
+        any_size: whether a network takes every multiple of its divisor; if not, its patch alone.
     """
 
     build: Callable[[Mapping[str, Any]], nn.Module]
@@ -70,6 +73,7 @@ class Family:
     plan: Callable[[Request], Mapping[str, Any]] | None = None
     variants: tuple[str, ...] = ()
     kernel: int | None = None
+    any_size: Callable[[ModelSpec], bool] = lambda spec: True
 
 
 MEDNEXT_KERNEL = 3
@@ -242,5 +246,14 @@ FAMILIES.add(
         divisor=lambda spec: FAMILIES[spec.config["member"]["family"]].divisor(
             ModelSpec.model_validate(spec.config["member"])
         ),
+    ),
+)
+FAMILIES.add(
+    MODULE,
+    Family(
+        build=refuse_to_build,
+        describe=refuse_to_build,
+        divisor=lambda spec: int(spec.config["divisor"]),
+        any_size=lambda spec: bool(spec.config["any_size"]),
     ),
 )

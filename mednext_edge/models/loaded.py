@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat
 from torch import nn
 
+from mednext_edge.models.module import ModuleSpec, describe_module, weights_digest
 from mednext_edge.task import Frozen, Task
 
 
@@ -50,3 +51,19 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
     quantization: Quantization | None = None
+
+    @classmethod
+    def from_module(cls, net: nn.Module, spec: ModuleSpec) -> LoadedModel:
+        """Any network, with a declaration of what it takes and answers.
+
+            model = LoadedModel.from_module(net, ModuleSpec(name="liver", in_channels=1, classes=3, patch=(96, 96, 96)))
+            mx.export(model, target="openvino", precision="int8", calibration=data, out="liver.openvino-int8")
+
+        It is put into eval mode and called once with zeros, to see that it keeps the declaration.
+
+        Raises:
+            UsageError: it does not.
+        """
+        net.eval()
+        task = describe_module(net, spec)
+        return cls(net, task, Source(format="module", file=type(net).__name__, sha256=weights_digest(net)))
