@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mednext_edge.fusion.depthwise import DepthwiseConv3d
+from mednext_edge.ops import cpu_library
 from mednext_edge.quantize.flavour import LEVELS
 from mednext_edge.quantize.kinds import TRANSPOSED
 
@@ -36,11 +37,22 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (grad,), (x, threshold) = grads, ctx.saved_tensors
+        if _is_dense(x) and grad.dtype == x.dtype == torch.float32 and x.device.type == "cpu":
+            grad_x, slope = torch.empty_like(x), x.new_empty((), dtype=torch.float64)
+            grad = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+            cpu_library.call("fake_quantize_backward", x.numel(), grad, x, float(threshold), grad_x, slope)
+            return grad_x, slope.to(threshold.dtype)
         inside = x.abs() <= threshold
         # How the result follows the scale: inside by what rounding adds to the level, beyond by the last level.
         level = x * (LEVELS / threshold)
         slope = torch.where(inside, level.round() - level, LEVELS * level.sign())
         return grad * inside, (grad * slope).sum() / LEVELS
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether its values fill a piece of memory, in one of the two orders that convolutions know."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    return x.numel() > 0 and (x.is_contiguous() or x.is_contiguous(memory_format=last))
 
 
 class InputQuantizer(nn.Module):

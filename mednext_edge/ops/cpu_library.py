@@ -29,6 +29,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dwconv3d_weight": (_LAYER, *(_POINTER,) * 3, _THREADS),
     "channel_norm": (*(_SIZE,) * 3, *(_POINTER,) * 3, ctypes.c_double, *(_POINTER,) * 3, _THREADS),
     "channel_norm_backward": (*(_SIZE,) * 3, *(_POINTER,) * 8, _THREADS),
+    "fake_quantize_backward": (_SIZE, _POINTER, _POINTER, ctypes.c_float, _POINTER, _POINTER, _THREADS),
 }
 PROBLEMS = {1: "it was given sizes or tensors that it does not take", 2: "there is not enough memory"}
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mednext_edge.ops.parity import parity_weights
-from mednext_edge.quantize.fake import OCTAVES, InputQuantizer, WeightRounder
+from mednext_edge.quantize.fake import OCTAVES, InputQuantizer, WeightRounder, _Rounded
 from mednext_edge.quantize.qdq import quantize_weight
 
 
@@ -40,6 +40,32 @@ def test_the_threshold_s_gradient_is_the_change_of_the_rounded_values() -> None:
     expected = (weight * slope).sum() / 127 * 1.5 * np.log(2) * OCTAVES
     assert quantizer.shift.grad is not None
     torch.testing.assert_close(quantizer.shift.grad, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 5, 7), (2, 5, 9, 11, 13)])
+@pytest.mark.parametrize("order", ["contiguous", "channels-last", "with gaps", "grad in another order"])
+def test_the_gradients_of_our_kernel_are_those_of_the_formula(shape: tuple[int, ...], order: str) -> None:
+    """float64 goes by the formula; no value lies where rounding could fall on either side."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    level = torch.randint(-200, 200, shape, generator=generator) + (torch.rand(shape, generator=generator) - 0.5) * 0.8
+    exact = (level.double() * (1.25 / 127)).float()
+    grad = torch.randn(shape, generator=generator)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
+    x = exact.contiguous(memory_format=last) if order == "channels-last" else exact.clone()
+    if order == "with gaps":
+        x = torch.stack([exact, exact], -1)[..., 0]
+    if order == "grad in another order":
+        grad = grad.contiguous(memory_format=last)
+    results = []
+    for values in (x, exact.double()):
+        leaf = values.detach().requires_grad_()
+        threshold = torch.tensor(1.25, dtype=values.dtype, requires_grad=True)
+        _Rounded.apply(leaf, threshold).backward(grad.to(values.dtype))  # type: ignore[no-untyped-call]
+        results.append((leaf.grad, threshold.grad))
+    (ours, slope), (theirs, expected) = results
+    assert ours is not None and theirs is not None
+    assert torch.equal(ours.double(), theirs)
+    torch.testing.assert_close(slope.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_threshold_that_is_too_large_is_learnt() -> None:

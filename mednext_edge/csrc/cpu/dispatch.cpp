@@ -70,3 +70,10 @@ int32_t mednext_cpu_channel_norm_backward(int64_t n, int64_t voxels, int64_t c, 
     mednext::channel_norm_backward(kernels(), {n, voxels, c}, grad, x, gamma, mean, rstd, grad_x, grad_gamma, grad_beta, threads);
   });
 }
+
+int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, const float* x, float threshold,
+                                           float* grad_x, double* slope, int32_t threads) {
+  return guarded(count > 0 && threshold > 0 && all(grad, x, grad_x) && slope != nullptr, [&] {
+    *slope = mednext::fake_quantize_backward(kernels(), count, grad, x, threshold, grad_x, threads);
+  });
+}

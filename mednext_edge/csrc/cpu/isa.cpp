@@ -1,6 +1,7 @@
 // The kernels for one instruction set: this file is compiled once for each, with its flags.
 #include "channel_norm.h"
 #include "dwconv3d.h"
+#include "fake_quantize.h"
 #include "kernels.h"
 
 namespace mednext::MEDNEXT_ISA {
@@ -43,6 +44,7 @@ void weight(const Layer& layer, Slab slab, const float* x, const float* y, doubl
 
 }  // namespace
 
-const CpuKernels KERNELS{forward, adjoint, weight, norm_sums, norm_apply, norm_grad_sums, norm_grad_apply};
+const CpuKernels KERNELS{forward, adjoint, weight, norm_sums, norm_apply, norm_grad_sums, norm_grad_apply,
+                         fake_quantize_grad};
 
 }  // namespace mednext::MEDNEXT_ISA

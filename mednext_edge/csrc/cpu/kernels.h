@@ -33,6 +33,10 @@ struct CpuKernels {
   // grad_x = (grad - level - (x - mean) * tilt) * scale, all [c].
   void (*norm_grad_apply)(int64_t begin, int64_t end, int64_t c, const float* grad, const float* x, const float* mean,
                           const float* level, const float* tilt, const float* scale, float* grad_x);
+
+  // Of values begin..end-1; gives their part of the threshold's gradient.
+  double (*fake_quantize_grad)(int64_t begin, int64_t end, const float* grad, const float* x, float threshold,
+                               float* grad_x);
 };
 
 namespace plain {

@@ -146,4 +146,15 @@ void channel_norm_backward(const CpuKernels& kernels, Normed size, const float* 
   });
 }
 
+double fake_quantize_backward(const CpuKernels& kernels, int64_t count, const float* grad, const float* x,
+                              float threshold, float* grad_x, int threads) {
+  double partial[PARTS];
+  parallel_for(PARTS, threads, [&](int64_t i) {
+    partial[i] = kernels.fake_quantize_grad(i * count / PARTS, (i + 1) * count / PARTS, grad, x, threshold, grad_x);
+  });
+  double sum = 0;
+  for (const double part : partial) sum += part;
+  return sum;
+}
+
 }  // namespace mednext

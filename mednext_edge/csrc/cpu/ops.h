@@ -20,5 +20,7 @@ void channel_norm(const CpuKernels&, Normed, const float* x, const float* gamma,
 void channel_norm_backward(const CpuKernels&, Normed, const float* grad, const float* x, const float* gamma,
                            const float* mean, const float* rstd, float* grad_x, float* grad_gamma, float* grad_beta,
                            int threads);
+double fake_quantize_backward(const CpuKernels&, int64_t count, const float* grad, const float* x, float threshold,
+                              float* grad_x, int threads);
 
 }  // namespace mednext

@@ -1,4 +1,5 @@
-/* Operators of a MedNeXt that train on a CPU: depthwise 3-D convolution with its gradients, and the norm of each channel.
+/* Operators of a MedNeXt that train on a CPU: depthwise 3-D convolution with its gradients, the norm of each channel, and
+ * rounding to INT8.
  *
  * Tensors are float32 and channels-last, [n, d, h, w, c] without gaps; weights are [k, k, k, c]. Results do not depend
  * on the number of threads. Nothing is allocated that a caller must free. All functions return one of the codes below.
@@ -51,6 +52,11 @@ MEDNEXT_API int32_t mednext_cpu_channel_norm_backward(int64_t n, int64_t voxels,
                                                       const float* x, const float* gamma, const float* mean,
                                                       const float* rstd, float* grad_x, float* grad_gamma,
                                                       float* grad_beta, int32_t threads);
+
+/* Gradients of rounding to the levels -127..127 times threshold / 127, `count` values in any order: grad passes where
+ * |x| <= threshold and is 0 beyond; `slope` [1] is that of the threshold (Jain et al., arXiv 1903.08066). */
+MEDNEXT_API int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, const float* x, float threshold,
+                                                       float* grad_x, double* slope, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,180 @@
+"""What INT8 costs a checkpoint and what it gains: FP32, calibrated, under accuracy control, trained in INT8.
+
+    python benchmarks/int8_table.py demo:hippocampus DATA --qat runs/int8 -o tables/hippocampus [--target onnx]
+
+Every row is a bundle, exported by the job behind `mednext-export` and validated on DATA's validation cases: Dice and
+surface Dice, drop with its interval over the cases, worst case, size. Then the engines are timed on one patch,
+interleaved, and the row that was trained in INT8 is compared with the network that it was trained as. Bundles that lie
+in the folder are not exported again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import mednext_edge as mx
+from mednext_edge.bundle import read_manifest
+from mednext_edge.checkpoints import load
+from mednext_edge.cli.console import track
+from mednext_edge.data.dataset import Case, open_dataset
+from mednext_edge.environment import environment
+from mednext_edge.evaluation.latency import measure, ratio
+from mednext_edge.evaluation.limits import Limits
+from mednext_edge.evaluation.report import Report
+from mednext_edge.export.job import ExportRequest, GateFailure, run_export
+from mednext_edge.runtime.predictor import Predictor
+from mednext_edge.runtime.session import Session
+from mednext_edge.runtime.torch_session import TorchSession
+from mednext_edge.training.qat import as_trained
+
+FP32, PTQ, CONTROL, QAT = "FP32", "PTQ", "accuracy control", "QAT"
+
+
+def bundle(folder: Path, request: ExportRequest, progress: Callable[[str, int, int], None]) -> Report:
+    """The report of a bundle, which is exported where there is none."""
+    if not (folder / "report.json").exists():
+        try:
+            run_export(request, progress)
+        except GateFailure as failure:
+            print(failure, file=sys.stderr)
+    return Report.model_validate_json((folder / "report.json").read_bytes())
+
+
+def row(report: Report, size: float) -> dict[str, Any]:
+    assert report.accuracy is not None and report.accuracy.exported is not None and report.accuracy.drop is not None
+    scores, drop, worst = report.accuracy.exported, report.accuracy.drop, report.accuracy.drop.worst_case
+    return {
+        "dice": scores.dice_mean,
+        "dice_per_class": scores.dice_per_class,
+        "nsd": scores.nsd_mean,
+        "nsd_per_class": scores.nsd_per_class,
+        "dice_drop": drop.dice_mean,
+        "dice_drop_ci95": drop.ci95,
+        "nsd_drop": drop.nsd_mean,
+        "nsd_drop_ci95": drop.nsd_ci95,
+        "worst_case": None if worst is None else worst.model_dump(),
+        "voxel_agreement": report.accuracy.voxel_agreement,
+        "layers": None if report.layers is None else report.layers.counts_by_precision,
+        "float_layers": None if report.control is None else list(report.control.float_layers),
+        "size_mb": size,
+        "cases": report.accuracy.labelled,
+    }
+
+
+def agreement(checkpoint: str, engine: Session, cases: tuple[Case, ...]) -> float:
+    """Part of the voxels where an engine has the label of the network that was trained in INT8."""
+    model = load(checkpoint)
+    equal = total = 0
+    with TorchSession(as_trained(model), model.task) as twin:
+        for case in cases:
+            ours, theirs = (Predictor(session).predict(case.image()) for session in (engine, twin))
+            equal, total = equal + int((ours == theirs).sum()), total + ours.size
+    return equal / total
+
+
+def markdown(rows: dict[str, dict[str, Any]]) -> str:
+    classes = list(next(iter(rows.values()))["dice_per_class"])
+    titles = [*(f"Dice {name}" for name in classes), "NSD", "Dice drop (95 %)", "worst case", "speed-up", "MB"]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for name, found in rows.items():
+        interval = found["dice_drop_ci95"]
+        cells = [f"{found['dice_per_class'][label]:.4f}" for label in classes]
+        cells.append("" if found["nsd"] is None else f"{found['nsd']:.4f}")
+        cells.append(f"{found['dice_drop']:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""))
+        cells.append("" if found["worst_case"] is None else f"{found['worst_case']['drop']:.4f}")
+        gain = found["speedup"]
+        cells.append(f"{gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})")
+        cells.append(f"{found['size_mb']:.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("data")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for bundles and table.json")
+    parser.add_argument("--qat", help="the checkpoint after `mednext-edge train --qat`")
+    parser.add_argument("--target", default="openvino")
+    parser.add_argument("--max-drop", type=float, default=0.001, help="gate of accuracy control")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--agreement-cases", type=int, default=5)
+    parser.add_argument("--skip-control", action="store_true")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+
+    common: dict[str, Any] = {"target": asked.target, "validate": asked.data}
+    wanted: dict[str, dict[str, Any]] = {FP32: {"checkpoint": asked.checkpoint, "precision": "fp32"}}
+    wanted[PTQ] = {"checkpoint": asked.checkpoint, "precision": "int8", "calib": asked.data}
+    if not asked.skip_control:
+        wanted[CONTROL] = {**wanted[PTQ], "accuracy_control": True, "limits": Limits(mean=asked.max_drop)}
+    if asked.qat:
+        wanted[QAT] = {"checkpoint": asked.qat, "precision": "int8"}
+    rows = {}
+    with track(sys.stderr.isatty()) as progress:
+        for name, options in wanted.items():
+            print(name, file=sys.stderr)
+            folder = asked.out / name.replace(" ", "-")
+            report = bundle(folder, ExportRequest(**common, **options, out=folder), progress)
+            files = [entry.path for entry in read_manifest(folder).files if entry.path.startswith("model")]
+            rows[name] = row(report, sum((folder / file).stat().st_size for file in files) / 1e6)
+    if QAT in rows:
+        # Its report compares it with its own weights in FP32; what counts is the network that it came from.
+        plain, trained = (
+            Report.model_validate_json((asked.out / name / "report.json").read_bytes()) for name in (FP32, QAT)
+        )
+        rows[QAT] |= against(plain, trained)
+    with ExitStack() as stack:
+        sessions = {name: stack.enter_context(mx.open(asked.out / name.replace(" ", "-"))) for name in rows}
+        patch = sessions[FP32].task.inference.patch
+        times = measure(sessions, patch, rounds=asked.rounds)
+        for name, found in rows.items():
+            speedup = ratio(times[FP32], times[name])
+            found["p50_ms"] = times[name].p50_ms
+            found["speedup"] = {"value": speedup.value, "low": speedup.low, "high": speedup.high}
+        if QAT in rows:
+            cases = open_dataset(asked.data).validation[: asked.agreement_cases]
+            rows[QAT]["twin_agreement"] = agreement(asked.qat, sessions[QAT], cases)
+    result = {
+        "checkpoint": asked.checkpoint,
+        "target": asked.target,
+        "patch": patch,
+        "rounds": asked.rounds,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "environment": environment().model_dump(mode="json"),
+    }
+    (asked.out / "table.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(markdown(rows))
+    if QAT in rows:
+        print(f"\nlabels of the engine and of the network trained in INT8: {rows[QAT]['twin_agreement']:.4%} equal")
+
+
+def against(plain: Report, trained: Report) -> dict[str, Any]:
+    """The drop of one report's engine from another's, over the same cases."""
+    from mednext_edge.evaluation.drops import metric_drop
+
+    names = [case.case for case in plain.per_case]
+    found: dict[str, Any] = {}
+    for metric in ("dice", "nsd"):
+        tables = [report.case_scores(metric) for report in (plain, trained)]
+        classes = list(tables[0][0])
+        first, second = (np.array([[case.get(c) for c in classes] for case in t], np.float64) for t in tables)
+        drop = metric_drop(first, second, names, classes)
+        found |= {f"{metric}_drop": drop.mean, f"{metric}_drop_ci95": drop.ci95}
+        if metric == "dice":
+            found["worst_case"] = None if drop.worst_case is None else drop.worst_case.model_dump()
+    return found
+
+
+if __name__ == "__main__":
+    main()
