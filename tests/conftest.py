@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,16 @@ from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Inference, Preprocessing, Task
+from tests.graphs import export_once
 from tests.once import once
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, those with most of them in front: no process then ends with a long one alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +50,14 @@ def hippocampus(shared_data: Path) -> Path:
     if not (folder / "dataset.json").is_file():
         pytest.skip(f"no dataset.json in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The commands and functions under test export a network once a run; see `tests/graphs.py`."""
+    with pytest.MonkeyPatch.context() as patched:
+        export_once(tmp_path_factory, patched)
+        yield
 
 
 @pytest.fixture(scope="session")
