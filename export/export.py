@@ -91,6 +91,10 @@ def export(
         raise UsageError(
             "accuracy control measures layers on images; give --calib DATA (in Python: calibration=dataset)"
         )
+    if in_int8(precision) and patches is not None:
+        from mednext_edge.quantize.equalise import equalise
+
+        model = equalise(model, patches)
     deploy = deploy_form(model, entry, int8_layers)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:

@@ -76,6 +76,7 @@ def run_sensitivity(
         DataError: unusable images, or a file there that is no such report.
     """
     from mednext_edge.export.graph import to_onnx
+    from mednext_edge.quantize.equalise import equalise
     from mednext_edge.quantize.ptq import calibrate
 
     start = time.monotonic()
@@ -93,7 +94,7 @@ def run_sensitivity(
         estimator=calib_method,
         progress=partial(progress, "draw calibration patches"),
     )
-    deploy = deploy_form(model, entry, int8_layers)
+    deploy = deploy_form(equalise(model, patches), entry, int8_layers)
     half = "int8" in entry.half
     progress("convert", 0, 0)
     graph = to_onnx(deploy, size, half=half)

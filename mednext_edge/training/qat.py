@@ -24,7 +24,9 @@ from mednext_edge.fusion.neutral import neutralize
 from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.quantize.calibration import ESTIMATOR, default_count, draw
+from mednext_edge.quantize.equalise import Octaves, octaves_of, scaled
 from mednext_edge.quantize.qat import attach, learnt, quantization_of
+from mednext_edge.task import Frozen
 from mednext_edge.training.distill import Distillation
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.state import PLAN, RunFolder
@@ -77,6 +79,13 @@ class QatOptions:
                 f"{model.source.file} was trained in INT8 already; give the FP32 checkpoint that it came from, or go "
                 "on with its run by --resume"
             )
+
+
+class Start(Frozen):
+    """Where training begins: the calibrated thresholds, and by what the residual streams were scaled before."""
+
+    quantization: Quantization
+    octaves: Octaves
 
 
 @dataclass(frozen=True)
@@ -139,19 +148,19 @@ def student(
     """
     options.check(model)
     file, begun = folder.path / FILE, (folder.path / PLAN).exists()
-    quantization = _read(file) if begun else _calibrated(model, cases, options, progress)
-    net = _with_every_output(model.net)
-    neutralize(net)
+    start = _read(file) if begun else _calibrated(model, cases, options, progress)
     try:
-        attach(_for_device(net, device), quantization)
-    except AttributeError as error:
+        net = _with_every_output(scaled(model, start.octaves).net)
+        neutralize(net)
+        attach(_for_device(net, device), start.quantization)
+    except (AttributeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{file} has the thresholds of another network: {error}") from error
     if write and not begun:
         folder.path.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{FILE}.tmp")
-        temporary.write_text(quantization.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(start.model_dump_json(indent=2) + "\n", encoding="utf-8")
         temporary.replace(file)
-    return Student(model, net, quantization, device)
+    return Student(model, net, start.quantization, device)
 
 
 def as_trained(model: LoadedModel) -> nn.Module:
@@ -167,7 +176,7 @@ def as_trained(model: LoadedModel) -> nn.Module:
     return net
 
 
-def _calibrated(model: LoadedModel, cases: Sequence[Case], options: QatOptions, progress: Progress) -> Quantization:
+def _calibrated(model: LoadedModel, cases: Sequence[Case], options: QatOptions, progress: Progress) -> Start:
     """Where post-training INT8 stands."""
     from mednext_edge.export.graph import to_onnx
     from mednext_edge.quantize.ptq import calibrate
@@ -177,17 +186,17 @@ def _calibrated(model: LoadedModel, cases: Sequence[Case], options: QatOptions, 
     count = options.calib_samples or default_count(size)
     told = partial(progress, "draw calibration patches")
     patches = draw(cases, model.task, count, estimator=options.calib_method, progress=told)
-    deploy = deploy_form(model, entry, options.int8_layers)
+    octaves = octaves_of(model, patches)
+    deploy = deploy_form(scaled(model, octaves), entry, options.int8_layers)
     told = partial(progress, "calibrate")
     graph = to_onnx(deploy, size)
-    return quantization_of(
-        calibrate(graph, deploy.net, patches, entry.flavour, kinds=options.int8_layers, progress=told)
-    )
+    plan = calibrate(graph, deploy.net, patches, entry.flavour, kinds=options.int8_layers, progress=told)
+    return Start(quantization=quantization_of(plan), octaves=octaves)
 
 
-def _read(file: Path) -> Quantization:
+def _read(file: Path) -> Start:
     try:
-        return Quantization.model_validate_json(file.read_bytes())
+        return Start.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); choose another --out to start anew") from error
 

@@ -18,16 +18,17 @@ from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.export.export import export
 from mednext_edge.export.targets import BuildOptions
 from mednext_edge.fusion import fuse
-from mednext_edge.models.loaded import LoadedModel, Quantization
+from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.runtime import engines
 from mednext_edge.task import Task
 from mednext_edge.training.distill import Distillation, divergence
 from mednext_edge.training.loop import train
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.objective import Batch
-from mednext_edge.training.qat import FILE, QatOptions, Student, as_trained, student
+from mednext_edge.training.qat import FILE, QatOptions, Start, Student, as_trained, student
 from mednext_edge.training.start import start_network
 from mednext_edge.training.state import RunFolder
+from tests.quantize.outliers import with_outliers
 
 from .blobs import plan
 
@@ -74,7 +75,7 @@ def test_weights_and_thresholds_are_learnt_and_survive_the_file(checkpoint: Load
     before, after = checkpoint.net.state_dict(), model.net.state_dict()
     assert set(before) == set(after)
     assert not torch.equal(before["stem.weight"], after["stem.weight"])
-    started = Quantization.model_validate_json((trained.parent / "run" / FILE).read_bytes())
+    started = Start.model_validate_json((trained.parent / "run" / FILE).read_bytes()).quantization
     assert started.thresholds.keys() == model.quantization.thresholds.keys()
     assert started.thresholds != model.quantization.thresholds
 
@@ -154,12 +155,27 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint: LoadedModel, dat
 def test_thresholds_of_another_network_are_refused(checkpoint: LoadedModel, dataset: Dataset, tmp_path: Path) -> None:
     begin(checkpoint, dataset, tmp_path)
     RunFolder(tmp_path, in_int8(checkpoint), resume=False).begin(checkpoint.task, dataset)
-    (tmp_path / FILE).write_text('{"weight_levels": 63, "thresholds": {"encoder.7": 1.0}}')
+    start = '{"quantization": {"weight_levels": 63, "thresholds": {"%s": %f}}, "octaves": []}'
+    (tmp_path / FILE).write_text(start % ("encoder.7", 1.0))
     with pytest.raises(CheckpointError, match="another network"):
         begin(checkpoint, dataset, tmp_path, resume=True)
-    (tmp_path / FILE).write_text('{"weight_levels": 63, "thresholds": {"stem": -1.0}}')
+    (tmp_path / FILE).write_text(start % ("stem", -1.0))
     with pytest.raises(CheckpointError, match="damaged"):
         begin(checkpoint, dataset, tmp_path, resume=True)
+
+
+def test_outlier_channels_are_scaled_once(checkpoint: LoadedModel, dataset: Dataset, tmp_path: Path) -> None:
+    """A run that was killed before its first epoch starts from the same weights."""
+    hard = with_outliers(checkpoint, factor=64.0)
+    first = begin(hard, dataset, tmp_path)
+    octaves = Start.model_validate_json((tmp_path / FILE).read_bytes()).octaves
+    assert min(octaves[0]) < -3
+    RunFolder(tmp_path, in_int8(hard), resume=False).begin(hard.task, dataset)
+    again = begin(hard, dataset, tmp_path, resume=True)
+    for name, tensor in first.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], tensor), name
+    stem = "stem.parametrizations.weight.original"
+    assert not torch.equal(first.net.state_dict()[stem], hard.net.state_dict()["stem.weight"])
 
 
 def test_only_an_fp32_checkpoint_can_be_trained_in_int8(checkpoint: LoadedModel, trained: Path) -> None:
