@@ -17,6 +17,8 @@ from mednext_edge.export import onnx as _onnx  # noqa: F401
 from mednext_edge.export import openvino as _openvino  # noqa: F401
 from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, in_int8, silent
+from mednext_edge.export.tune import FILE as TUNING
+from mednext_edge.export.tune import Setting, check_tunable, tuned
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
@@ -46,6 +48,7 @@ def export(
     choose: Choose | None = None,
     build: BuildOptions | None = None,
     check: Check | None = None,
+    tune: float | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Write a bundle: fuse, quantise if asked to, convert, and seal with digests.
@@ -64,6 +67,8 @@ def export(
         choose: decides which layers stay in float after all, such as `AccuracyControl.choose`; None quantises all.
         build: what the builders of NVIDIA's targets are told.
         check: called on the finished bundle before it is published.
+        tune: seconds to find out for which form of every block is fastest on this machine; None takes the target's
+            defaults. `tuning.json` in the bundle has the figures.
         progress: told of calibration and build, as (what, steps done, steps in all).
 
     Returns:
@@ -91,13 +96,20 @@ def export(
         raise UsageError(
             "accuracy control measures layers on images; give --calib DATA (in Python: calibration=dataset)"
         )
+    setting = Setting(target, entry, precision, size, int8_layers)
+    if tune is not None:
+        check_tunable(model, setting)
     if in_int8(precision) and patches is not None:
         from mednext_edge.quantize.equalise import equalise
 
         model = equalise(model, patches)
-    deploy = deploy_form(model, entry, int8_layers)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
+        if tune is None:
+            deploy = deploy_form(model, entry, int8_layers)
+        else:
+            deploy, tuning = tuned(model, setting, seconds=tune, progress=progress)
+            (folder / TUNING).write_text(tuning.model_dump_json(indent=2) + "\n", encoding="utf-8")
         dynamic = dynamic or (entry.open_size and takes_any_size(model)) or build.range is not None
         graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
         job = Job(deploy, graph, precision, size, build, progress)

@@ -18,6 +18,8 @@ from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress, in_int8
+from mednext_edge.export.tune import FILE as TUNING
+from mednext_edge.export.tune import Setting, Tuning, check_tunable
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import ESTIMATOR, FLOAT_PATCHES, default_count, draw
 from mednext_edge.task import Frozen, Task
@@ -41,6 +43,7 @@ class ExportRequest:
         sensitivity: folder with the layers' sensitivity, for accuracy control to go on with.
         control_minutes: budget of accuracy control; None has no limit.
         build: what the builders of NVIDIA's targets are told.
+        tune: seconds to choose the form of every block by measurement; None takes the target's defaults.
         dry_run: check everything, write nothing.
     """
 
@@ -61,13 +64,14 @@ class ExportRequest:
     sensitivity: Path | None = None
     control_minutes: float | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
+    tune: float | None = None
     dry_run: bool = False
 
 
 class ExportOutcome(Frozen):
     """What came of it: the bundle, its manifest, its report, the gate, and the seconds it took.
 
-    After a dry run `written` is False and manifest and report are None.
+    After a dry run `written` is False and manifest and report are None. `tuning` is there when it was asked for.
     """
 
     path: Path
@@ -77,6 +81,7 @@ class ExportOutcome(Frozen):
     manifest: Manifest | None = None
     report: Report | None = None
     gate: GateResult | None = None
+    tuning: Tuning | None = None
 
 
 class GateFailure(AccuracyGateError):
@@ -117,6 +122,8 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     progress("load", 1, 1)
     limits = request.limits.of(model.task.model.kind)
     patch = check_sizes(model, request.patch, request.build)
+    if request.tune is not None:
+        check_tunable(model, Setting(request.target, entry, precision, patch, request.int8_layers))
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
     # Training in INT8 leaves nothing to calibrate; accuracy control measures layers on the same patches.
@@ -174,6 +181,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         choose=None if control is None else control.choose,
         build=request.build,
         check=proof.check,
+        tune=request.tune,
         progress=progress,
     )
     manifest = read_manifest(out)
@@ -185,6 +193,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         manifest=manifest,
         report=proof.report,
         gate=proof.gate,
+        tuning=None if request.tune is None else Tuning.model_validate_json((out / TUNING).read_bytes()),
     )
     if proof.gate is not None and proof.gate.status == "failed":
         raise GateFailure(

@@ -17,6 +17,7 @@ from mednext_edge.cli.console import (
     one_of,
     say,
     show_facts,
+    show_table,
     track,
 )
 from mednext_edge.cli.names import parse_names
@@ -35,6 +36,7 @@ ESTIMATORS = ("least-error", "percentile", "min-max")
 COMPATIBILITY = ("none", "ampere+", "same-cc")
 NVIDIA = "NVIDIA targets (trt, trt-rtx)"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
+TUNE_SECONDS = 60.0
 DEMO = "demo:brain-tissue"
 CALIB_METHOD = typer.Option(
     metavar="|".join(ESTIMATORS),
@@ -203,6 +205,16 @@ def export(
             rich_help_panel=NVIDIA,
         ),
     ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Choose the form of every up block by measurement on this machine (openvino); kept for the next time.",
+        ),
+    ] = False,
+    tune_seconds: Annotated[
+        float | None, typer.Option("--tune-seconds", min=0, help="Longest time for --tune. [default: 60]")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The bundle to write. [default: NAME.TARGET-PRECISION]", dir_okay=True),
@@ -228,6 +240,8 @@ def export(
     """
     if int8 and (precision or "int8").split("-")[0] != "int8":
         raise UsageError(f"found --int8 and --precision {precision}; give one of them")
+    if tune_seconds is not None and not tune:
+        raise UsageError("found --tune-seconds without --tune, which it belongs to")
     from mednext_edge.evaluation.limits import Limits
     from mednext_edge.export.job import EngineDeferred, ExportRequest, GateFailure, run_export
     from mednext_edge.export.targets import BuildOptions
@@ -258,6 +272,7 @@ def export(
         accuracy_control=accuracy_control,
         sensitivity=sensitivity,
         control_minutes=control_minutes,
+        tune=(TUNE_SECONDS if tune_seconds is None else tune_seconds) if tune else None,
         dry_run=dry_run,
     )
     tell = emit_json if json else _show
@@ -276,6 +291,16 @@ def _show(outcome: ExportOutcome) -> None:
         return
     if outcome.report is not None:
         show_report(outcome.report)
+    if outcome.tuning is not None:
+        show_table(
+            "Forms of the up blocks: time transposed over parity",
+            ["block", "input", "form", "ratio", "interval"],
+            [(c.name, " x ".join(map(str, c.size)), c.form, *_ratio(c.ratio)) for c in outcome.tuning.blocks],
+        )
     if outcome.gate is not None:
         say(f"accuracy gate {outcome.gate.status}: {outcome.gate.reason}")
     say(f"{outcome.path} written in {outcome.seconds:.0f} s", "green")
+
+
+def _ratio(ratio: tuple[float, float, float] | None) -> tuple[str, str]:
+    return ("not measured", "") if ratio is None else (f"{ratio[0]:.2f}", f"{ratio[1]:.2f} to {ratio[2]:.2f}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import torch
 from torch import Tensor, nn
 
 from mednext_edge.fusion.rewrite import Rewrite
 from mednext_edge.models.mednext import UpBlock
 from mednext_edge.ops.parity import conv_transpose_parity, parity_weights
+
+TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class ParityConvTranspose(nn.Module):
@@ -26,16 +30,23 @@ class ParityConvTranspose(nn.Module):
         return conv_transpose_parity(x, weights)
 
 
-def use_parity(net: nn.Module) -> int:
-    """Replace every bias-free transposed depthwise convolution of the up blocks by its parity form."""
+def transposed_blocks(net: nn.Module) -> Iterator[tuple[str, UpBlock]]:
+    """The up blocks, by name, whose transposed depthwise convolution has no bias: those that can take either form."""
+    for name, block in net.named_modules():
+        transposed = isinstance(block, UpBlock) and isinstance(block.conv1, TRANSPOSED) and block.conv1.bias is None
+        if transposed:
+            assert isinstance(block, UpBlock)
+            yield name, block
+
+
+def use_parity(net: nn.Module, names: Collection[str] | None = None) -> int:
+    """Replace the transposed depthwise convolutions of these up blocks by their parity form; None takes all."""
     count = 0
-    for block in net.modules():
-        if not isinstance(block, UpBlock):
-            continue
-        old = block.conv1
-        if isinstance(old, (nn.ConvTranspose2d, nn.ConvTranspose3d)) and old.bias is None:
+    for name, block in list(transposed_blocks(net)):
+        if names is None or name in names:
+            assert isinstance(block.conv1, TRANSPOSED)
             with torch.no_grad():
-                block.conv1 = ParityConvTranspose(old.weight)
+                block.conv1 = ParityConvTranspose(block.conv1.weight)
             count += 1
     return count
 

@@ -178,3 +178,13 @@ def test_checkpoint_that_is_none(mednext_export: Cli, tmp_path: Path, monkeypatc
     assert (done.code, done.out) == (1, "")
     assert "not a checkpoint" in done.err
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_tuning_that_cannot_be(mednext_export: Cli, checkpoint: Path) -> None:
+    for arguments, words in (
+        (["--tune-seconds", 5], "without --tune"),
+        (["--target", "onnx", "--tune"], "one form of every block alone"),
+    ):
+        done = mednext_export(checkpoint, *arguments, "--dry-run")
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
