@@ -1,0 +1,1 @@
+"""Networks and engines that users have besides ours, all behind one session."""

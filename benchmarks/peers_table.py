@@ -1,0 +1,156 @@
+"""Every network in every engine on this machine's CPU, in one table and one plot.
+
+    python benchmarks/peers_table.py [--networks A,B] [--engines A,B] [--patch 'D H W'] [--rounds N] --out FOLDER
+
+Each engine of a network has a process of its own, so that its peak memory is its own; the processes of one network are
+timed in turns, in random order, so that all see the same machine. In MLPerf's terms `p90_ms` is single stream (the 90th
+percentile of one patch after the other) and `patches_per_s` is offline (throughput). What cannot run here is listed
+with the reason. INT8 is calibrated on noise; nothing here speaks of accuracy. `pip install mednext-edge[peers]` brings
+all peers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import typer
+from peers.engines import ENGINES
+from peers.networks import NETWORKS, network
+from peers.plot import plot
+from peers.work import gemm_peak, gflop
+
+from mednext_edge.environment import environment
+from mednext_edge.errors import MednextEdgeError
+from mednext_edge.evaluation.ratios import median_ratio
+from mednext_edge.evaluation.workers import Channel
+
+WORKER = Path(__file__).parent / "peers" / "worker.py"
+REFERENCE = "stock openvino fp32"
+# torch.compile takes minutes to compile a network of this depth.
+DEFAULT_ENGINES = tuple(name for name in ENGINES if name != "torch.compile")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine of one network. `speedup` is over stock OpenVINO FP32: the value and its 95 % interval."""
+
+    network: str
+    engine: str
+    ours: bool
+    provider: str
+    p50_ms: float
+    p90_ms: float
+    patches_per_s: float
+    gflops: float
+    peak_share: float
+    peak_mb: float
+    speedup: tuple[float, float, float] | None
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for table.json and table.png.")],
+    networks: Annotated[str, typer.Option(metavar="A,B")] = ",".join(NETWORKS),
+    engines: Annotated[str, typer.Option(metavar="A,B")] = ",".join(DEFAULT_ENGINES),
+    patch: Annotated[str, typer.Option(metavar="'D H W'")] = "128 128 128",
+    rounds: Annotated[int, typer.Option(min=1)] = 9,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    size = tuple(map(int, patch.split()))
+    peak = gemm_peak(threads)
+    rows: list[Row] = []
+    missing: dict[str, str] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in networks.split(","):
+        found, lacking = time_network(name, engines.split(","), size, rounds, threads, peak)
+        rows += found
+        missing |= lacking
+        whole = {
+            "patch": size,
+            "rounds": rounds,
+            "threads": threads,
+            "gemm_peak_gflops": peak,
+            "rows": [asdict(row) for row in rows],
+            "missing": missing,
+            "environment": environment().model_dump(),
+        }
+        (out / "table.json").write_text(json.dumps(whole, indent=1) + "\n")
+        if rows:
+            plot(rows, out / "table.png", f"patch {' x '.join(map(str, size))}, {rounds} rounds")
+
+
+def time_network(
+    name: str, engines: list[str], size: tuple[int, ...], rounds: int, threads: int | None, peak: float
+) -> tuple[list[Row], dict[str, str]]:
+    """Its rows, and why others are missing."""
+    missing: dict[str, str] = {}
+    try:
+        work = gflop(network(name, size))
+    except (MednextEdgeError, ValueError, AssertionError) as error:  # peers refuse sizes in their own ways
+        return [], {name: str(error)}
+    with contextlib.ExitStack() as stack:
+        channels: dict[str, Channel] = {}
+        providers: dict[str, str] = {}
+        for engine in engines:
+            channel = Channel(f"{name}, {engine}", WORKER)
+            stack.callback(channel.close)
+            request = {"network": name, "engine": engine, "patch": size, "threads": threads}
+            try:
+                providers[engine] = str(channel.ask(request)["provider"])
+                channel.ask({"calls": 1})
+                channels[engine] = channel
+            except MednextEdgeError as error:
+                missing[f"{name}, {engine}"] = str(error)
+            typer.echo(f"{name}, {engine}: {missing.get(f'{name}, {engine}', 'ready')}", err=True)
+        taken: dict[str, list[float]] = {engine: [] for engine in channels}
+        peaks = dict.fromkeys(channels, 0.0)
+        generator = np.random.default_rng(0)
+        for _ in range(rounds):
+            for engine in generator.permutation(list(channels)):
+                taken[engine].append(float(channels[engine].ask({"calls": 1})["wall"]))
+        for engine, channel in channels.items():
+            peaks[engine] = _peak_mb(channel.pid)
+    rows = []
+    for engine, times in taken.items():
+        p50, p90 = (float(p) for p in np.percentile(times, [50, 90]))
+        speedup = None
+        if REFERENCE in taken:
+            found = median_ratio(np.log(taken[REFERENCE]) - np.log(times))
+            speedup = (found.value, found.low, found.high)
+        rate = work / (p50 / 1e3)
+        row = Row(
+            network=name,
+            engine=engine,
+            ours=ENGINES[engine].ours,
+            provider=providers[engine],
+            p50_ms=p50,
+            p90_ms=p90,
+            patches_per_s=1e3 / float(np.mean(times)),
+            gflops=rate,
+            peak_share=rate / peak,
+            peak_mb=peaks[engine],
+            speedup=speedup,
+        )
+        rows.append(row)
+        typer.echo(
+            f"{name:20} {engine:20} {p50:8.1f} ms {rate:7.1f} GFLOP/s {peaks[engine]:7.0f} MB {speedup}", err=True
+        )
+    return rows, missing
+
+
+def _peak_mb(pid: int) -> float:
+    """Most memory that a process has held so far, in 1e6 bytes: conversion and compilation included."""
+    status = Path(f"/proc/{pid}/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return float(psutil.Process(pid).memory_info().rss) / 1e6
+
+
+if __name__ == "__main__":
+    typer.run(main)
