@@ -12,11 +12,16 @@ COLOURS = ("#0072B2", "#999999")
 class Bar(Protocol):
     """What a row of the table must have to be drawn."""
 
-    network: str
-    engine: str
-    ours: bool
-    p50_ms: float
-    p90_ms: float
+    @property
+    def network(self) -> str: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def ours(self) -> bool: ...
+    @property
+    def p50_ms(self) -> float: ...
+    @property
+    def p90_ms(self) -> float: ...
 
 
 def plot(rows: Sequence[Bar], file: Path, title: str) -> None:
