@@ -39,7 +39,6 @@ def plot(duel: Duel, file: Path) -> None:
     near = np.concatenate([np.exp(phase.finding.logs) for _, _, phase in found])
     low, high = np.percentile(near, [5, 95])
     axes.set_ylim(min(low, 1) / 1.05, max(high, 1 + duel.rules.gate) * 1.05)
-    axes.set_yscale("log")
     axes.set_xlabel("pair")
     axes.set_ylabel("time / time of the reference")
     axes.set_title(f"{duel.status}: patch {' x '.join(map(str, duel.patch))}")
