@@ -178,8 +178,7 @@ def _tune(model: LoadedModel, setting: Setting, key: str, seconds: float, progre
         progress("tune", index, len(sizes))
         choice = Choice(name=name, size=tuple(size))
         if time.monotonic() - start < seconds:
-            until = start + seconds * (index + 1) / len(sizes)
-            choice = _choose(blocks[name], channels, choice, setting, until)
+            choice = _choose(blocks[name], channels, choice, setting, start + seconds, len(sizes) - index)
         choices.append(choice)
     progress("tune", len(sizes), len(sizes))
     return Tuning(
@@ -193,8 +192,8 @@ def _tune(model: LoadedModel, setting: Setting, key: str, seconds: float, progre
     )
 
 
-def _choose(block: nn.Module, channels: int, choice: Choice, setting: Setting, until: float) -> Choice:
-    """Time both forms of one block."""
+def _choose(block: nn.Module, channels: int, choice: Choice, setting: Setting, deadline: float, left: int) -> Choice:
+    """Time both forms of one block, for its share of what is left until the deadline when both are converted."""
     with (
         _alone(block, channels, choice.size, setting, parity=False) as transposed,
         _alone(block, channels, choice.size, setting, parity=True) as parity,
@@ -203,8 +202,12 @@ def _choose(block: nn.Module, channels: int, choice: Choice, setting: Setting, u
         sides = _Timed(transposed, x), _Timed(parity, x)
         for side in sides * 2:
             side.time()
+        now = time.monotonic()
+        until = now + (deadline - now) / left
         pairs = Pairs(*sides, calls=1, until=until, generator=np.random.default_rng(0), progress=lambda done: None)
         finding = decide(pairs.draw, RULES, _faster)
+    if len(finding.logs) < RULES.first:  # too few to say anything
+        return choice
     ratio = finding.ratio
     return choice.model_copy(
         update={
