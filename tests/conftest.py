@@ -53,7 +53,7 @@ def hippocampus(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The commands and functions under test export a network once a run; see `tests/graphs.py`."""
     with pytest.MonkeyPatch.context() as patched:
         export_once(tmp_path_factory, patched)

@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import numpy as np
 import onnx
 
-from mednext_edge.export.graph import to_onnx
+from mednext_edge.export import graph as exporter
 from mednext_edge.fusion import fuse
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel
@@ -91,11 +91,11 @@ class Network:
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
-        return to_onnx(self.model, self.patch)
+        return exporter.to_onnx(self.model, self.patch)
 
     @cached_property
     def half(self) -> onnx.ModelProto:
-        return to_onnx(self.model, self.patch, half=True)
+        return exporter.to_onnx(self.model, self.patch, half=True)
 
     @cached_property
     def ranges(self) -> dict[str, ActivationRange]:

@@ -14,7 +14,7 @@ import torch
 
 from mednext_edge.bundle import BundleWriter, Engine, InputSpec, Manifest, OutputSpec, Plan
 from mednext_edge.errors import DataError, ExportError, IntegrityError, TargetUnavailableError, UsageError
-from mednext_edge.export.graph import to_onnx
+from mednext_edge.export import graph as exporter
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.nvidia.providers import PROVIDERS
 from mednext_edge.nvidia.recipe import RECIPE, BuildRecipe, HardwareCompatibility
@@ -34,8 +34,8 @@ Opened = Callable[..., TensorRtSession]
 def graphs(tiny_model: LoadedModel) -> dict[str, bytes]:
     """The network as ONNX, of one patch and of open size."""
     return {
-        "static": to_onnx(tiny_model, USUAL).SerializeToString(),
-        "dynamic": to_onnx(tiny_model, USUAL, dynamic=True).SerializeToString(),
+        "static": exporter.to_onnx(tiny_model, USUAL).SerializeToString(),
+        "dynamic": exporter.to_onnx(tiny_model, USUAL, dynamic=True).SerializeToString(),
     }
 
 
