@@ -44,9 +44,7 @@ def _mednext(variant: str, kernel: int) -> Callable[[Patch], nn.Module]:
 def _monai_mednext(patch: Patch) -> nn.Module:
     from monai.networks.nets.mednext import MedNeXtSmall
 
-    return MedNeXtSmall(
-        in_channels=CHANNELS, out_channels=CLASSES, kernel_size=3, use_residual_connection=True, deep_supervision=False
-    )
+    return MedNeXtSmall(in_channels=CHANNELS, out_channels=CLASSES, kernel_size=3, deep_supervision=False)
 
 
 def _dynunet(patch: Patch) -> nn.Module:

@@ -44,6 +44,7 @@ REWRITES.add("parity", parity.REWRITE)
 REWRITES.add("cuda-depthwise", depthwise.REWRITE)
 REWRITES.add("cuda-block", cuda_block.REWRITE)
 
+LAYERS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EXACT = 1e-6
 """Largest change of an answer in float64, relative, of weights that are float32."""
 
@@ -72,6 +73,8 @@ def fuse(model: LoadedModel, *, backend: str = "torch", optional: Collection[str
     for name in optional:
         REWRITES[name]
     net = copy.deepcopy(model.net).eval()
+    if model.task.model.family == FAMILY:
+        _drop_idle(net, model)
     done = list(model.rewrites)
     with torch.no_grad():
         for name, rewrite in REWRITES.items():
@@ -82,17 +85,50 @@ def fuse(model: LoadedModel, *, backend: str = "torch", optional: Collection[str
     return replace(model, net=net.requires_grad_(False), rewrites=tuple(done))
 
 
+def _noise(model: LoadedModel) -> torch.Tensor:
+    """An input of a network of another make, no larger than it has to be."""
+    spec, patch = model.task.model, model.task.inference.patch
+    family = FAMILIES[spec.family]
+    if family.any_size(spec):
+        patch = tuple(min(n, 2 * family.divisor(spec)) for n in patch)
+    return torch.randn(1, spec.in_channels, *patch, generator=torch.Generator().manual_seed(0))
+
+
+def _drop_idle(net: nn.Module, model: LoadedModel) -> None:
+    """Take out layers that take no part in an answer, such as heads that only training asks: no graph holds them.
+
+    Raises:
+        ExportError: one of them is used without being called.
+    """
+    idle = {module for module in net.modules() if isinstance(module, LAYERS)}
+    hooks = [module.register_forward_pre_hook(lambda module, args: idle.discard(module)) for module in set(idle)]
+    x = _noise(model)
+    with torch.inference_mode():
+        expected = net(x)
+    for hook in hooks:
+        hook.remove()
+    names = [name for name, module in net.named_modules(remove_duplicate=False) if module in idle and name]
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        setattr(net.get_submodule(parent), own, nn.Identity())
+    try:
+        with torch.inference_mode():
+            same = not names or torch.equal(net(x), expected)
+    except AttributeError:  # it asks what is no layer any more for its weight
+        same = False
+    if not same:
+        raise ExportError(
+            f"{model.task.model.variant} uses the weights of {', '.join(names)} without calling these layers; call them"
+        )
+
+
 def _prove(model: LoadedModel, net: nn.Module, rewrites: list[str]) -> None:
     """Of our families tests prove the rewrites; a network of another make is asked itself, in float64.
 
     Raises:
         ExportError: it answers otherwise than before.
     """
-    spec, patch = model.task.model, model.task.inference.patch
-    family = FAMILIES[spec.family]
-    if family.any_size(spec):
-        patch = tuple(min(n, 2 * family.divisor(spec)) for n in patch)
-    x = torch.randn(1, spec.in_channels, *patch, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    spec, x = model.task.model, _noise(model).double()
     expected = copy.deepcopy(model.net).double()(x)
     found = copy.deepcopy(net).double()(x)
     if not (found - expected).abs().max() <= EXACT * expected.abs().max():

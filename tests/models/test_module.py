@@ -22,7 +22,7 @@ PATCH = (8, 8, 12)
 
 
 class Foreign(nn.Module):
-    """Convolutions that are registered under two names, as in nnU-Net's blocks, and a transposed one."""
+    """As nnU-Net's: convolutions that are registered under two names, and a head that only training asks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +32,7 @@ class Foreign(nn.Module):
         self.down = nn.Conv3d(16, 32, 2, stride=2)
         self.up = nn.ConvTranspose3d(32, 16, 2, stride=2)
         self.head = nn.Conv3d(16, 3, 1)
+        self.training_head = nn.Conv3d(32, 3, 1)  # never asked in eval mode
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.all_modules(x)
@@ -174,6 +175,17 @@ class Twice(nn.Module):
         return y
 
 
+class Reaches(nn.Module):
+    """Takes the weights of a layer that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.conv.weight)
+
+
 def test_fusion_leaves_the_function_or_refuses() -> None:
     declared = ModuleSpec(name="f", in_channels=1, classes=2, patch=(8, 8), any_size=True)
     norm = nn.BatchNorm2d(2)
@@ -185,3 +197,5 @@ def test_fusion_leaves_the_function_or_refuses() -> None:
         assert torch.allclose(fused.net(x), net(x), atol=1e-6)
     with pytest.raises(ExportError, match="change what Twice answers"):
         mx.fuse(LoadedModel.from_module(Twice(), declared))
+    with pytest.raises(ExportError, match="uses the weights of conv without calling"):
+        mx.fuse(LoadedModel.from_module(Reaches(), declared))
