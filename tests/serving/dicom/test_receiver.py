@@ -159,7 +159,8 @@ def test_limits_answer_out_of_resources(
 
 def test_a_full_spool_takes_nothing_more(start_node: StartNode, slices: list[Dataset]) -> None:
     node = start_node(limits={"spool_bytes": 1})
-    node.service.receiver.spool_bytes = 2
+    (node.service.spool.root / "tmp" / "waiting").write_bytes(bytes(2))  # the service measures again and again
+    wait_for(lambda: node.service.receiver.spool_bytes > 1, "the size of the spool")
     assert send(node, slices[0]) == [0xA700]
 
 
