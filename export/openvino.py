@@ -79,7 +79,7 @@ def layers(session: Session, file: Path) -> Layers:
                 name=layer.name,
                 asked=session.precision,
                 got=layer.precision,
-                reason=session.refused or _reason(asked[-1], layer.kind, layer.kernel),
+                reason=session.refused or _reason(session.precision, layer.kind, layer.kernel),
             )
             for layer in found
             if layer.precision not in asked
@@ -90,6 +90,8 @@ def layers(session: Session, file: Path) -> Layers:
 def _reason(asked: str, kind: str, kernel: str) -> str:
     if asked in ("fp16", "bf16"):
         return f"this processor has no {asked} kernel for it ({kernel}); the weights are stored in 16 bits all the same"
+    if asked == "int8-bf16":
+        return f"this processor has neither an INT8 nor a bfloat16 kernel for it ({kernel})"
     if kind == "Deconvolution":
         return f"OpenVINO has no INT8 kernel for this transposed convolution ({kernel})"
     return f"OpenVINO chose {kernel}"

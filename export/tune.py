@@ -36,7 +36,6 @@ from mednext_edge.fusion.parity import transposed_blocks, use_parity
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.module import FAMILY
 from mednext_edge.quantize.calibration import CalibrationSet
-from mednext_edge.quantize.ptq import calibrate
 from mednext_edge.runtime.session import Session
 from mednext_edge.task import Frozen, Inference, ModelSpec, Preprocessing, Task
 
@@ -261,6 +260,8 @@ def _alone(block: nn.Module, channels: int, size: tuple[int, ...], setting: Sett
     model = LoadedModel(net, task, Source(format="block", file="none", sha256="0" * 64))
     graph = to_onnx(model, size, half=setting.precision in setting.target.half)
     if in_int8(setting.precision):
+        from mednext_edge.quantize.ptq import calibrate
+
         noise = np.random.default_rng(0).standard_normal((1, channels, *size), dtype=np.float32)
         given = CalibrationSet(patches=(noise,), cases=("noise",), sha256="", foreground=0)
         graph = calibrate(graph, net, given, setting.target.flavour, kinds=setting.kinds).apply(graph)

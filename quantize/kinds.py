@@ -70,9 +70,14 @@ def layers(net: nn.Module) -> Iterator[Layer]:
         if isinstance(module, InstanceNorm):
             yield Layer(name, "norm", module, ())
         elif isinstance(module, ParityConvTranspose):
-            yield Layer(name, "transposed", module, tuple(f"{name}.{part}" for part, _ in module.named_parameters()))
+            yield Layer(name, "transposed", module, tuple(_inside(name, part) for part, _ in module.named_parameters()))
         elif isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-            yield Layer(name, kind_of(module), module, (f"{name}.weight",))
+            yield Layer(name, kind_of(module), module, (_inside(name, "weight"),))
+
+
+def _inside(module: str, part: str) -> str:
+    """The name of a parameter; a network that is one layer has no name of its own."""
+    return f"{module}.{part}" if module else part
 
 
 def kind_of(module: Convolution) -> str:

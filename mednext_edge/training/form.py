@@ -10,7 +10,6 @@ from torch import nn
 
 from mednext_edge.fusion.cpu_training import use_cpu_training
 from mednext_edge.fusion.cuda_block import use_cuda_block
-from mednext_edge.training.allocator import keep_freed_memory
 from mednext_edge.training.plan import TrainingPlan
 
 
@@ -19,8 +18,8 @@ def training_form(
 ) -> nn.Module:
     """A copy in training mode on its device, whose states fit the network itself.
 
-    On a CPU, depthwise convolutions and norms are ours (`fusion.cpu_training`), and the memory of freed tensors is kept
-    for the next ones; with `plan.fused`, whole blocks are (`fusion.cuda_block`).
+    On a CPU, depthwise convolutions and norms are ours (`fusion.cpu_training`); with `plan.fused`, whole blocks are
+    (`fusion.cuda_block`).
 
     Args:
         net: in training form, maybe with quantisers.
@@ -31,12 +30,9 @@ def training_form(
     net = copy.deepcopy(net)
     if hasattr(net, "checkpoint_gradients"):
         net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
-    on_cpu = torch.device(device).type == "cpu"
     if plan.fused:
         if not use_cuda_block(net):
             on_note("no block of this network fits our operator; it computes with PyTorch's")
-    elif on_cpu:
+    elif torch.device(device).type == "cpu":
         use_cpu_training(net)
-    if on_cpu:
-        keep_freed_memory()
     return net.to(device).train()

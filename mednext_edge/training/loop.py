@@ -16,6 +16,7 @@ from mednext_edge.data.recipe import Prepared, prepare
 from mednext_edge.errors import CheckpointError, DataError
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.task import Task
+from mednext_edge.training.allocator import freed_memory_kept
 from mednext_edge.training.batches import BatchSource, CategorySource
 from mednext_edge.training.board import Board, check_tensorboard
 from mednext_edge.training.form import training_form
@@ -53,6 +54,7 @@ class Progress:
     validation: dict[str, float] | None = None
 
 
+@freed_memory_kept()
 def train(
     dataset: Dataset,
     task: Task,
@@ -71,7 +73,8 @@ def train(
 ) -> LoadedModel:
     """Train a network and return its best state in eval mode.
 
-    A killed run goes on with `resume` from the last whole epoch, with the same patches in the same order.
+    A killed run goes on with `resume` from the last whole epoch, with the same patches in the same order. While it
+    runs, the process keeps the memory of freed tensors (`training.allocator`).
 
     Args:
         dataset: cases with labels.

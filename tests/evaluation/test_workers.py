@@ -36,7 +36,9 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     """A package that kills its process when it is imported."""
     package = tmp_path / "mednext_edge"
     package.mkdir()
-    (package / "__init__.py").write_text("import os, sys\nsys.stderr.write('out of luck')\nos._exit(3)\n")
+    (package / "__init__.py").write_text(
+        "import os, sys\nsys.stderr.write('out of luck')\nsys.stderr.flush()\nos._exit(3)\n"
+    )
     with pytest.raises(MednextEdgeError, match="ended by itself; its last words: out of luck"):
         Worker(Side("this", "any", package=tmp_path))
 

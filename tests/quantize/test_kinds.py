@@ -70,6 +70,11 @@ def test_layers_come_in_the_order_of_the_modules() -> None:
     assert list(found(WIDE)) == [n for n, m in fused(WIDE).net.named_modules() if isinstance(m, kinds)]
 
 
+def test_a_network_of_one_layer() -> None:
+    (layer,) = layers(nn.Conv3d(16, 16, 1))
+    assert (layer.name, layer.kind, layer.weights) == ("", "pointwise", ("weight",))
+
+
 @pytest.mark.parametrize("name", MEDNEXT)
 def test_no_convolution_is_left_out_of_any_network(name: str) -> None:
     for optional in ((), ("parity",)):
