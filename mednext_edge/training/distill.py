@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mednext_edge.training.loss import SupervisedLoss, head_weights
-from mednext_edge.training.objective import Batch, Network, Outcome, Outputs
+from mednext_edge.models.logits import per_class
+from mednext_edge.training.loss import head_weights
+from mednext_edge.training.objective import Batch, Network, Objective, Outcome, Outputs
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """share * divergence from the teacher + (1 - share) * supervised loss, over all outputs of the network.
+    """share * divergence from the teacher + (1 - share) * another objective, over all outputs of the network.
 
     The divergence is Kullback-Leibler's of the class probabilities, a mean over voxels (Hinton et al., arXiv
     1503.02531, at temperature 1: the student is the same network, so that nothing has to be softened).
 
     Attributes:
-        loss: against the labels.
+        plain: the objective without a teacher.
         teacher: with as many outputs as the student; its gradients are not computed.
         share: 0..1.
     """
 
-    loss: SupervisedLoss
+    plain: Objective
     teacher: nn.Module
     share: float = 0.5
 
     def __call__(self, net: Network, batch: Batch) -> Outcome:
         with torch.no_grad():
             taught = _heads(self.teacher.to(batch.images.device)(batch.images))
-        heads = _heads(net(batch.images))
-        total = (1 - self.share) * self.loss(heads, batch.labels)
+        outputs = net(batch.images)
+        outcome = self.plain(lambda images: outputs, batch)
+        total = (1 - self.share) * outcome.loss
+        heads = _heads(outputs)
         for weight, mine, theirs in zip(head_weights(len(heads)), heads, taught, strict=True):
             total = total + self.share * weight * divergence(mine, theirs)
-        return Outcome(total, heads[0])
+        return Outcome(total, outcome.logits)
 
 
 def divergence(logits: Tensor, taught: Tensor) -> Tensor:
@@ -45,5 +47,5 @@ def divergence(logits: Tensor, taught: Tensor) -> Tensor:
     return (theirs.exp() * (theirs - mine)).sum(1).mean()
 
 
-def _heads(outputs: Outputs) -> Sequence[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else outputs
+def _heads(outputs: Outputs) -> list[Tensor]:
+    return [per_class(head) for head in ([outputs] if isinstance(outputs, Tensor) else outputs)]

@@ -21,6 +21,7 @@ from mednext_edge.export.export import check_kinds, check_patch, deploy_form, ta
 from mednext_edge.export.targets import Progress, silent
 from mednext_edge.fusion.cpu_training import use_cpu_training
 from mednext_edge.fusion.neutral import neutralize
+from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.quantize.calibration import ESTIMATOR, default_count, draw
@@ -29,6 +30,7 @@ from mednext_edge.quantize.qat import attach, learnt, quantization_of
 from mednext_edge.task import Frozen
 from mednext_edge.training.distill import Distillation
 from mednext_edge.training.loss import SupervisedLoss
+from mednext_edge.training.objective import Classified, Supervised
 from mednext_edge.training.state import PLAN, RunFolder
 
 FILE = "quantization.json"
@@ -66,11 +68,10 @@ class QatOptions:
         """
         target_of(self.target, "int8")
         check_kinds(self.int8_layers, "int8")
-        if model.task.model.family != "mednext":
-            # The deploy form of others has weights that fusion makes of several: no training form rounds as it does.
+        if FAMILIES[model.task.model.family].plan is None:
             raise UsageError(
-                f"found a {model.task.model.family}; training in INT8 takes a mednext. Export it with --int8, and "
-                "--accuracy-control where its accuracy must be held"
+                f"found a network of the kind {model.task.model.family}; training takes one network of ours. Export it "
+                "with --int8, and --accuracy-control where its accuracy must be held"
             )
         if model.rewrites:
             raise UsageError(f"found a model with the rewrites {model.rewrites}; give the checkpoint that it came from")
@@ -107,7 +108,8 @@ class Student:
     def objective(self, *, batch_dice: bool) -> Distillation:
         """Half the labels, half the checkpoint's own answers in FP32."""
         teacher = _for_device(_with_every_output(self.model.net), self.device)
-        return Distillation(SupervisedLoss(batch_dice=batch_dice), teacher)
+        dense = self.model.task.model.kind == "segmentation"
+        return Distillation(Supervised(SupervisedLoss(batch_dice=batch_dice)) if dense else Classified(), teacher)
 
     def trained(self, result: LoadedModel) -> LoadedModel:
         """The checkpoint with what its student has learnt.

@@ -24,7 +24,7 @@ from mednext_edge.task import Task
 from mednext_edge.training.distill import Distillation, divergence
 from mednext_edge.training.loop import train
 from mednext_edge.training.loss import SupervisedLoss
-from mednext_edge.training.objective import Batch
+from mednext_edge.training.objective import Batch, Supervised
 from mednext_edge.training.qat import FILE, QatOptions, Start, Student, as_trained, student
 from mednext_edge.training.start import start_network
 from mednext_edge.training.state import RunFolder
@@ -213,7 +213,7 @@ def test_divergence_is_kullback_leibler_s() -> None:
 def test_the_teacher_pulls_on_every_output(task: Task) -> None:
     """With the whole share the loss is zero for the teacher itself and grows with each of the outputs."""
     net = start_network(task, 0)
-    objective = Distillation(SupervisedLoss(), copy.deepcopy(net), share=1.0)
+    objective = Distillation(Supervised(SupervisedLoss()), copy.deepcopy(net), share=1.0)
     batch = Batch(torch.randn(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16), 0)
     assert float(objective(net, batch).loss.detach()) == pytest.approx(0.0, abs=1e-9)
     losses = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mednext_edge.checkpoints import load, save
 from mednext_edge.data.dataset import Dataset, open_dataset
 from mednext_edge.data.recipe import prepare
+from mednext_edge.export.export import export
+from mednext_edge.fusion import fuse
+from mednext_edge.models.families import FAMILIES
+from mednext_edge.quantize.flavour import CPU
+from mednext_edge.runtime import engines
 from mednext_edge.training.batches import CategorySource
 from mednext_edge.training.loop import train
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.objective import Batch, Classified, Supervised
 from mednext_edge.training.plan import TrainingPlan
+from mednext_edge.training.qat import QatOptions, as_trained, student
+from mednext_edge.training.state import RunFolder
 from mednext_edge.training.task import make_task, plan_photographs
 from tests.data.pictures import mask, picture
 
@@ -129,3 +138,38 @@ def test_a_classifier_trains_and_logs_its_sensitivities(kinds: Dataset, tmp_path
     assert 0 <= log["balanced_accuracy"] <= 1
     with torch.no_grad():
         assert model.net(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("data", "family"), [("lesions", "cmunext"), ("lesions", "mednext2d"), ("kinds", "mednext2d")])
+def test_every_family_is_trained_in_int8(
+    data: str, family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The graph answers as the network that was trained in INT8, and otherwise than in FP32."""
+    dataset: Dataset = request.getfixturevalue(data)
+    plan = replace(
+        PLAN, family=family, variant=FAMILIES[family].variants[0], steps=4, learning_rate=3e-3, patch=(64, 64)
+    )
+    task = make_task(dataset, plan, plan_photographs(dataset, (64, 64)))
+    save(tmp_path / "teacher", train(dataset, task, plan, tmp_path / "run"))
+    model = load(tmp_path / "teacher")
+    options = QatOptions(calib_samples=2)
+    options.check(model)
+    again = replace(plan, learning_rate=1e-3, start=options.name(model), seed=1)
+    pupil = student(model, dataset.training, options, RunFolder(tmp_path / "int8", again, resume=False))
+    objective = pupil.objective(batch_dice=False)
+    result = train(dataset, model.task, again, tmp_path / "int8", net=pupil.net, objective=objective)
+    save(tmp_path / "student", pupil.trained(result))
+    trained = load(tmp_path / "student")
+    bundle = export(trained, target="onnx", precision="int8", int8_layers=CPU.kinds, out=tmp_path / "bundle")
+    twin, exact = as_trained(trained), fuse(trained).net
+    between, beside = 0.0, 0.0
+    with engines.open(bundle) as session:
+        for case in dataset.training:
+            x = prepare(case.image(), task.preprocessing).image[:, 0][None]
+            with torch.no_grad():
+                mine, plain = twin(torch.from_numpy(x)).numpy(), exact(torch.from_numpy(x)).numpy()
+            answer = session.run(x)
+            between += float(((answer - mine) ** 2).sum())
+            beside += float(((plain - mine) ** 2).sum())
+    assert beside > 0
+    assert between < 0.6 * beside
