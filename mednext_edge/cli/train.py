@@ -301,6 +301,7 @@ def train(
             device=device,
             processes=team.size,
             spec=teacher.task.model if teacher else None,
+            rounded=int8.layers(teacher) if teacher else (),
         )
         plan = sized.plan
         task = teacher.task if teacher else make_task(everything, plan, recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,23 @@ class StepMemory:
         return self.fixed + batch * self.sample
 
 
-def step_memory(spec: ModelSpec, patch: tuple[int, ...], *, half: bool, checkpointed: bool, ema: bool) -> StepMemory:
+def step_memory(
+    spec: ModelSpec,
+    patch: tuple[int, ...],
+    *,
+    half: bool,
+    checkpointed: bool,
+    ema: bool,
+    rounded: Collection[str] = (),
+) -> StepMemory:
     """The memory of a step, from its own graph: PyTorch runs it on shapes alone and tells what it keeps.
 
     Args:
         half: autocast to 16 bits.
         checkpointed: activations are computed again.
         ema: averaged weights are kept too.
+        rounded: names of the layers that train in INT8: they keep their rounded inputs besides those as they come; and
+            there is a teacher.
     """
     with torch.device("meta"):
         net = build(spec).train()
@@ -60,7 +70,7 @@ def step_memory(spec: ModelSpec, patch: tuple[int, ...], *, half: bool, checkpoi
     if checkpointed and hasattr(net, "checkpoint_gradients"):
         net.checkpoint_gradients = True  # type: ignore[assignment]
     kept: dict[int, Tensor] = {}
-    largest = 0
+    largest = twice = 0
 
     def keep(tensor: Tensor) -> Tensor:
         nonlocal largest
@@ -69,6 +79,12 @@ def step_memory(spec: ModelSpec, patch: tuple[int, ...], *, half: bool, checkpoi
             largest = max(largest, tensor.untyped_storage().nbytes())
         return tensor
 
+    def keep_rounded(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal twice
+        twice += args[0].nbytes
+
+    for name in rounded:
+        net.get_submodule(name).register_forward_pre_hook(keep_rounded)
     # Views of one tensor count once: storages are told apart, not tensors.
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         dense = spec.kind == "segmentation"
@@ -76,11 +92,12 @@ def step_memory(spec: ModelSpec, patch: tuple[int, ...], *, half: bool, checkpoi
         objective(net, Batch(x, torch.empty(1, 1, *(patch if dense else ()), device="meta"), 0))
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     parameters = sum(p.numel() for p in net.parameters())
-    activations = (saved + 3 * largest) * (HALF if half else 1)
+    activations = (saved + twice + 3 * largest) * (HALF if half else 1)
     if checkpointed:
         # One block at a time is computed again, the widest one of the first level.
         activations += 8 * largest * (HALF if half else 1)
-    return StepMemory(parameters * (OF_PARAMETERS + 4 * ema), int(activations))
+    teacher = parameters * 4 if rounded else 0
+    return StepMemory(parameters * (OF_PARAMETERS + 4 * ema) + teacher, int(activations))
 
 
 def free_memory(device: str) -> int:

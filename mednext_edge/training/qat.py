@@ -7,7 +7,7 @@ calibration on; the teacher is the checkpoint itself in FP32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.quantize.calibration import ESTIMATOR, default_count, draw
 from mednext_edge.quantize.equalise import Octaves, octaves_of, scaled
+from mednext_edge.quantize.ptq import choose
 from mednext_edge.quantize.qat import attach, learnt, quantization_of
 from mednext_edge.task import Frozen
 from mednext_edge.training.distill import Distillation
@@ -58,6 +59,17 @@ class QatOptions:
         method = [] if self.calib_method == ESTIMATOR else [self.calib_method]
         parts = (self.target, *sorted(self.int8_layers), *chosen, *method)
         return f"qat:{model.source.sha256}:{','.join(map(str, parts))}"
+
+    def layers(self, model: LoadedModel) -> Collection[str]:
+        """Names of the layers that will train in INT8.
+
+        Raises:
+            UnknownNameError: no such target or kind of layer.
+            ExportError: the network has none of these kinds.
+        """
+        entry, _ = target_of(self.target, "int8")
+        deploy = deploy_form(model, entry, self.int8_layers)
+        return choose(deploy.net, self.int8_layers or entry.flavour.kinds)
 
     def check(self, model: LoadedModel) -> None:
         """Refuse what cannot be trained in INT8.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.data.recipe import prepare
@@ -41,6 +42,7 @@ def size_run(
     device: str,
     processes: int = 1,
     spec: ModelSpec | None = None,
+    rounded: Collection[str] = (),
 ) -> Sized:
     """The plan with its patch and batch.
 
@@ -52,6 +54,7 @@ def size_run(
         device: whose memory counts.
         processes: that share a batch.
         spec: the network, where it is not the plan's.
+        rounded: names of its layers that train in INT8.
 
     Raises:
         UsageError: a plan that cannot be.
@@ -61,7 +64,8 @@ def size_run(
     half = choose_amp(trial.amp, device) is not None
     if spec is None:
         spec = make_task(dataset, trial, recipe).model
-    memory = step_memory(spec, trial.patch, half=half, checkpointed=trial.checkpoint_gradients, ema=trial.ema > 0)
+    step = partial(step_memory, spec, half=half, checkpointed=trial.checkpoint_gradients, ema=trial.ema > 0)
+    memory = step(patch=trial.patch, rounded=rounded)
     # GPUs are one a process; the memory of a CPU is shared by all of them.
     usable = free_memory(device) // (1 if device.startswith("cuda") else processes)
     parts = processes * trial.accumulate
@@ -78,7 +82,7 @@ def size_run(
     )
     patch = size or patch
     plan = replace(trial, patch=patch, batch=chosen, mirror_axes=tuple(range(len(patch))))
-    whole = step_memory(spec, patch, half=half, checkpointed=plan.checkpoint_gradients, ema=plan.ema > 0)
+    whole = step(patch=patch, rounded=rounded)
     return Sized(plan, whole, whole.of(max(1, plan.batch // parts)), usable)
 
 

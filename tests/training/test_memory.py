@@ -69,6 +69,13 @@ def test_what_saves_memory() -> None:
     )
 
 
+def test_training_in_int8_keeps_inputs_twice_and_a_teacher() -> None:
+    plain = step_memory(spec(), (32, 32, 32), half=False, checkpointed=False, ema=False)
+    one = step_memory(spec(), (32, 32, 32), half=False, checkpointed=False, ema=False, rounded=("enc_block_0.0.conv2",))
+    assert one.sample - plain.sample == 16 * 32**3 * 4
+    assert one.fixed - plain.fixed == 4 * spec().parameters
+
+
 MEMORY = StepMemory(fixed=1000, sample=32**3 * 10)
 AT = (32, 32, 32)
 
