@@ -18,7 +18,7 @@ from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import ESTIMATOR, CalibrationSet, default_count, draw
 from mednext_edge.quantize.plan import Plan
-from mednext_edge.quantize.sensitivity import Sensitivity, crop, measure
+from mednext_edge.quantize.sensitivity import BALANCE, PARITY_PASSES, Sensitivity, crop, measure
 from mednext_edge.task import Frozen
 
 FILE, PLOT = "sensitivity.json", "sensitivity.png"
@@ -136,7 +136,7 @@ class Subject:
         thresholds = {name: seen.threshold for name, seen in sorted(self.plan.ranges.items())}
         flavour = (self.plan.flavour.weight_levels, self.plan.flavour.even_groups, self.half)
         network = (self.deploy.source.sha256, self.deploy.rewrites, self.target)
-        parts = (network, thresholds, flavour, self.calibration.sha256, PATCHES, SIDE)
+        parts = (network, thresholds, flavour, self.calibration.sha256, PATCHES, SIDE, BALANCE, PARITY_PASSES)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
