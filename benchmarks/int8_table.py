@@ -2,10 +2,10 @@
 
     python benchmarks/int8_table.py demo:hippocampus DATA --qat runs/int8 -o tables/hippocampus [--target onnx]
 
-Every row is a bundle, exported by the job behind `mednext-export` and validated on DATA's validation cases: Dice and
-surface Dice, drop with its interval over the cases, worst case, size. Then the engines are timed on one patch,
-interleaved, and the row that was trained in INT8 is compared with the network that it was trained as. Bundles that lie
-in the folder are not exported again.
+Every row is a bundle, exported by the job behind `mednext-export` and validated on DATA's validation cases: Dice, IoU
+and surface Dice, or accuracy and AUC of a classification; drop against FP32 with its interval over the cases, worst
+case, size. Then the engines are timed on one patch, interleaved, and the row that was trained in INT8 is compared with
+the network that it was trained as. Bundles that lie in the folder are not exported again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import mednext_edge as mx
 from mednext_edge.bundle import read_manifest
@@ -27,8 +28,10 @@ from mednext_edge.checkpoints import load
 from mednext_edge.cli.console import track
 from mednext_edge.data.dataset import Case, open_dataset
 from mednext_edge.environment import environment
+from mednext_edge.evaluation.drops import MetricDrop, metric_drop
 from mednext_edge.evaluation.latency import measure, ratio
 from mednext_edge.evaluation.limits import Limits
+from mednext_edge.evaluation.metrics import METRICS
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export.job import ExportRequest, GateFailure, run_export
 from mednext_edge.runtime.predictor import Predictor
@@ -49,25 +52,45 @@ def bundle(folder: Path, request: ExportRequest, progress: Callable[[str, int, i
     return Report.model_validate_json((folder / "report.json").read_bytes())
 
 
-def row(report: Report, size: float) -> dict[str, Any]:
-    assert report.accuracy is not None and report.accuracy.exported is not None and report.accuracy.drop is not None
-    scores, drop, worst = report.accuracy.exported, report.accuracy.drop, report.accuracy.drop.worst_case
-    return {
-        "dice": scores.dice_mean,
-        "dice_per_class": scores.dice_per_class,
-        "nsd": scores.nsd_mean,
-        "nsd_per_class": scores.nsd_per_class,
-        "dice_drop": drop.dice_mean,
-        "dice_drop_ci95": drop.ci95,
-        "nsd_drop": drop.nsd_mean,
-        "nsd_drop_ci95": drop.nsd_ci95,
-        "worst_case": None if worst is None else worst.model_dump(),
-        "voxel_agreement": report.accuracy.voxel_agreement,
+def row(report: Report, fp32: Report, size: float) -> dict[str, Any]:
+    """What one bundle reaches, and what it loses against the network in FP32."""
+    found: dict[str, Any] = {
+        "drop": {metric: drop.model_dump() for metric, drop in drops(fp32, report).items()},
         "layers": None if report.layers is None else report.layers.counts_by_precision,
         "float_layers": None if report.control is None else list(report.control.float_layers),
         "size_mb": size,
-        "cases": report.accuracy.labelled,
     }
+    if report.classification is not None and report.classification.exported is not None:
+        scores = report.classification.exported
+        return found | {
+            "cases": report.classification.labelled,
+            "metrics": scores.metrics,
+            "per_class": {"sensitivity": scores.sensitivity_per_class},
+            "agreement": report.classification.agreement,
+        }
+    assert report.accuracy is not None and report.accuracy.exported is not None
+    exported = report.accuracy.exported
+    return found | {
+        "cases": report.accuracy.labelled,
+        "metrics": {metric: exported.mean(metric) for metric in METRICS},
+        "per_class": {metric: getattr(exported, f"{metric}_per_class") for metric in METRICS},
+        "agreement": report.accuracy.voxel_agreement,
+    }
+
+
+def drops(fp32: Report, other: Report) -> dict[str, MetricDrop]:
+    """By metric, over the same cases; of a classification its accuracy alone."""
+    if fp32.classification is None:
+        metrics, names = tuple(METRICS), [case.case for case in fp32.per_case]
+    else:
+        metrics, names = ("accuracy",), [case.case for case in fp32.classified if case.reference is not None]
+    found = {}
+    for metric in metrics:
+        tables = [report.case_scores(metric) for report in (fp32, other)]
+        classes = list(tables[0][0])
+        first, second = (np.array([[case.get(c) for c in classes] for case in t], np.float64) for t in tables)
+        found[metric] = metric_drop(first, second, names, classes)
+    return found
 
 
 def agreement(checkpoint: str, engine: Session, cases: tuple[Case, ...]) -> float:
@@ -76,26 +99,39 @@ def agreement(checkpoint: str, engine: Session, cases: tuple[Case, ...]) -> floa
     equal = total = 0
     with TorchSession(as_trained(model), model.task) as twin:
         for case in cases:
-            ours, theirs = (Predictor(session).predict(case.image()) for session in (engine, twin))
+            ours, theirs = (labels(Predictor(session), case) for session in (engine, twin))
             equal, total = equal + int((ours == theirs).sum()), total + ours.size
     return equal / total
 
 
+def labels(predictor: Predictor, case: Case) -> NDArray[np.generic]:
+    """Of every voxel, or of the whole image."""
+    if predictor.session.task.model.kind == "segmentation":
+        return predictor.predict(case.image())
+    return np.array([predictor.classify(case.image()).argmax()])
+
+
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
-    classes = list(next(iter(rows.values()))["dice_per_class"])
-    titles = [*(f"Dice {name}" for name in classes), "NSD", "Dice drop (95 %)", "worst case", "speed-up", "MB"]
+    first = next(iter(rows.values()))
+    main = next(iter(first["drop"]))
+    classes = next(iter(first["per_class"]))
+    titles = [f"{classes} {name}" for name in first["per_class"][classes]]
+    titles += [*first["metrics"], f"{main} drop (95 %)", "worst case", "speed-up (95 %)", "MB"]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for name, found in rows.items():
-        interval = found["dice_drop_ci95"]
-        cells = [f"{found['dice_per_class'][label]:.4f}" for label in classes]
-        cells.append("" if found["nsd"] is None else f"{found['nsd']:.4f}")
-        cells.append(f"{found['dice_drop']:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""))
-        cells.append("" if found["worst_case"] is None else f"{found['worst_case']['drop']:.4f}")
-        gain = found["speedup"]
+        drop, gain = found["drop"][main], found["speedup"]
+        cells = [number(value) for value in (*found["per_class"][classes].values(), *found["metrics"].values())]
+        interval = drop["ci95"]
+        cells.append(number(drop["mean"]) + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""))
+        cells.append("" if drop["worst_case"] is None else number(drop["worst_case"]["drop"]))
         cells.append(f"{gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})")
         cells.append(f"{found['size_mb']:.1f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def main() -> None:
@@ -106,6 +142,7 @@ def main() -> None:
     parser.add_argument("--qat", help="the checkpoint after `mednext-edge train --qat`")
     parser.add_argument("--target", default="openvino")
     parser.add_argument("--max-drop", type=float, default=0.001, help="gate of accuracy control")
+    parser.add_argument("--metric", help="of the gate; the first of the network's kind by default")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--agreement-cases", type=int, default=5)
     parser.add_argument("--skip-control", action="store_true")
@@ -116,23 +153,22 @@ def main() -> None:
     wanted: dict[str, dict[str, Any]] = {FP32: {"checkpoint": asked.checkpoint, "precision": "fp32"}}
     wanted[PTQ] = {"checkpoint": asked.checkpoint, "precision": "int8", "calib": asked.data}
     if not asked.skip_control:
-        wanted[CONTROL] = {**wanted[PTQ], "accuracy_control": True, "limits": Limits(mean=asked.max_drop)}
+        wanted[CONTROL] = {
+            **wanted[PTQ],
+            "accuracy_control": True,
+            "limits": Limits(metric=asked.metric, mean=asked.max_drop),
+        }
     if asked.qat:
         wanted[QAT] = {"checkpoint": asked.qat, "precision": "int8"}
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
+    reports: dict[str, Report] = {}
     with track(sys.stderr.isatty()) as progress:
         for name, options in wanted.items():
             print(name, file=sys.stderr)
             folder = asked.out / name.replace(" ", "-")
-            report = bundle(folder, ExportRequest(**common, **options, out=folder), progress)
+            reports[name] = bundle(folder, ExportRequest(**common, **options, out=folder), progress)
             files = [entry.path for entry in read_manifest(folder).files if entry.path.startswith("model")]
-            rows[name] = row(report, sum((folder / file).stat().st_size for file in files) / 1e6)
-    if QAT in rows:
-        # Its report compares it with its own weights in FP32; what counts is the network that it came from.
-        plain, trained = (
-            Report.model_validate_json((asked.out / name / "report.json").read_bytes()) for name in (FP32, QAT)
-        )
-        rows[QAT] |= against(plain, trained)
+            rows[name] = row(reports[name], reports[FP32], sum((folder / file).stat().st_size for file in files) / 1e6)
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(mx.open(asked.out / name.replace(" ", "-"))) for name in rows}
         patch = sessions[FP32].task.inference.patch
@@ -157,23 +193,6 @@ def main() -> None:
     print(markdown(rows))
     if QAT in rows:
         print(f"\nlabels of the engine and of the network trained in INT8: {rows[QAT]['twin_agreement']:.4%} equal")
-
-
-def against(plain: Report, trained: Report) -> dict[str, Any]:
-    """The drop of one report's engine from another's, over the same cases."""
-    from mednext_edge.evaluation.drops import metric_drop
-
-    names = [case.case for case in plain.per_case]
-    found: dict[str, Any] = {}
-    for metric in ("dice", "nsd"):
-        tables = [report.case_scores(metric) for report in (plain, trained)]
-        classes = list(tables[0][0])
-        first, second = (np.array([[case.get(c) for c in classes] for case in t], np.float64) for t in tables)
-        drop = metric_drop(first, second, names, classes)
-        found |= {f"{metric}_drop": drop.mean, f"{metric}_drop_ci95": drop.ci95}
-        if metric == "dice":
-            found["worst_case"] = None if drop.worst_case is None else drop.worst_case.model_dump()
-    return found
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ def training_form(
 ) -> nn.Module:
     """A copy in training mode on its device, whose states fit the network itself.
 
-    On a CPU, depthwise convolutions and norms are ours (`fusion.cpu_training`); with `plan.fused`, whole blocks are
-    (`fusion.cuda_block`).
+    On a CPU, depthwise convolutions and norms in 3-D are ours (`fusion.cpu_training`), and 2-D is channels-last; with
+    `plan.fused`, whole blocks are ours (`fusion.cuda_block`).
 
     Args:
         net: in training form, maybe with quantisers.
@@ -33,6 +33,7 @@ def training_form(
     if plan.fused:
         if not use_cuda_block(net):
             on_note("no block of this network fits our operator; it computes with PyTorch's")
-    elif torch.device(device).type == "cpu":
-        use_cpu_training(net)
+    elif torch.device(device).type == "cpu" and not use_cpu_training(net):
+        # A CMUNeXt takes 0.7 of the time in this order.
+        net.to(memory_format=torch.channels_last)
     return net.to(device).train()
