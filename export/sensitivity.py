@@ -134,7 +134,7 @@ class Subject:
     def key(self) -> str:
         """Digest of everything that the figures depend on."""
         thresholds = {name: seen.threshold for name, seen in sorted(self.plan.ranges.items())}
-        flavour = (self.plan.flavour.weight_levels, self.plan.flavour.even_groups, self.half)
+        flavour = (self.plan.flavour.weight_levels, self.plan.flavour.even_depthwise, self.half)
         network = (self.deploy.source.sha256, self.deploy.rewrites, self.target)
         parts = (network, thresholds, flavour, self.calibration.sha256, PATCHES, SIDE, BALANCE, PARITY_PASSES)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -17,17 +17,18 @@ class Flavour:
     Attributes:
         kinds: of layers that become INT8 unless told otherwise, names in KINDS.
         weight_levels: how many levels a weight has on each side of zero.
-        even_groups: write the weights of convolutions in groups as even numbers, twice their level.
+        even_depthwise: write the weights of depthwise convolutions as even numbers, twice their level.
     """
 
     kinds: tuple[str, ...]
     weight_levels: int = LEVELS
-    even_groups: bool = False
+    even_depthwise: bool = False
 
 
-# x86 processors without VNNI add pairs of products in 16 bits, which saturate unless the weights keep to 7 bits. Where
-# the input is signed, as that of convolutions in groups, oneDNN halves the weights by itself; it would round odd ones.
-CPU = Flavour(tuple(KINDS), weight_levels=63, even_groups=True)
+# x86 processors without VNNI add pairs of products in 16 bits, which saturate unless the weights keep to 7 bits; those of
+# other convolutions in groups, with several channels each, too. oneDNN halves the weights of depthwise ones by itself,
+# and would round odd ones.
+CPU = Flavour(tuple(KINDS), weight_levels=63, even_depthwise=True)
 # They hold nine of ten multiplications of a MedNeXt with kernel 3. For 3-D depthwise and transposed convolutions
 # TensorRT has no INT8 kernel, or one that is slower than float16.
 NVIDIA = Flavour(("pointwise",))

@@ -116,7 +116,7 @@ class _Writer:
         weight = node.input[1]
         values = numpy_helper.to_array(self.constants[weight])
         integers, scale = quantize_weight(values, self.flavour.weight_levels)
-        if self.flavour.even_groups and grouped(node):
+        if self.flavour.even_depthwise and integers.shape[1] == 1 and grouped(node):
             integers, scale = 2 * integers, scale / 2
         self._correct_bias(node, values, integers, scale, seen)
         self.constants[weight].CopyFrom(numpy_helper.from_array(integers, weight))

@@ -19,7 +19,7 @@ from mednext_edge.quantize.kinds import KINDS, Layer, layers
 from mednext_edge.quantize.observe import observe
 from mednext_edge.quantize.qdq import insert
 from mednext_edge.quantize.ranges import ActivationRange, Ranges
-from tests.fusion.networks import loaded
+from tests.fusion.networks import Config, loaded
 
 WIDE = MedNeXtConfig(
     in_channels=2,
@@ -42,14 +42,14 @@ NETWORKS: dict[str, tuple[MedNeXtConfig, tuple[str, ...], tuple[str, ...]]] = {
 """Configuration, optional rewrites, and the kinds of layer that become INT8."""
 
 
-def fused(config: MedNeXtConfig, optional: Collection[str] = ()) -> LoadedModel:
+def fused(config: Config, optional: Collection[str] = ()) -> LoadedModel:
     """The deploy form in float32, every parameter random."""
     model = loaded(config)
     model.net.float()
     return fuse(model, optional=optional)
 
 
-def noise(config: MedNeXtConfig, patch: tuple[int, ...], count: int = 3, seed: int = 0) -> CalibrationSet:
+def noise(config: Config, patch: tuple[int, ...], count: int = 3, seed: int = 0) -> CalibrationSet:
     """Patches of noise around 0.5, so that no mean is zero."""
     rng = np.random.default_rng(seed)
     shape = (1, config.in_channels, *patch)
