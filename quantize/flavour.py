@@ -25,9 +25,8 @@ class Flavour:
     even_depthwise: bool = False
 
 
-# x86 processors without VNNI add pairs of products in 16 bits, which saturate unless the weights keep to 7 bits; those of
-# other convolutions in groups, with several channels each, too. oneDNN halves the weights of depthwise ones by itself,
-# and would round odd ones.
+# x86 processors without VNNI add pairs of products in 16 bits, which saturate unless the weights keep to 7 bits. oneDNN
+# halves those of depthwise convolutions by itself, and would round odd ones; other convolutions in groups it does not.
 CPU = Flavour(tuple(KINDS), weight_levels=63, even_depthwise=True)
 # They hold nine of ten multiplications of a MedNeXt with kernel 3. For 3-D depthwise and transposed convolutions
 # TensorRT has no INT8 kernel, or one that is slower than float16.

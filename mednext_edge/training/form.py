@@ -33,7 +33,9 @@ def training_form(
     if plan.fused:
         if not use_cuda_block(net):
             on_note("no block of this network fits our operator; it computes with PyTorch's")
-    elif torch.device(device).type == "cpu" and not use_cpu_training(net):
-        # A CMUNeXt takes 0.7 of the time in this order.
-        net.to(memory_format=torch.channels_last)
+    elif torch.device(device).type == "cpu":
+        use_cpu_training(net)
+        if all(parameter.dim() < 5 for parameter in net.parameters()):
+            # A CMUNeXt takes 0.7 of the time in this order.
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.to(device).train()
