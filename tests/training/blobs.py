@@ -8,11 +8,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.families import describe_mednext
+from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 from mednext_edge.training.plan import TrainingPlan
@@ -85,3 +87,11 @@ def precise_network(task: Task, seed: int) -> nn.Module:
     net.register_forward_pre_hook(lambda _, args: tuple(x.double() for x in args))
     net.register_forward_hook(lambda _, args, out: [x.float() for x in out] if isinstance(out, list) else out.float())
     return net
+
+
+def weights(model: LoadedModel) -> dict[str, Tensor]:
+    return dict(model.net.state_dict())
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

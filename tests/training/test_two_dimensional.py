@@ -20,6 +20,7 @@ from mednext_edge.models.families import FAMILIES
 from mednext_edge.quantize.flavour import CPU
 from mednext_edge.runtime import engines
 from mednext_edge.training.batches import CategorySource
+from mednext_edge.training.form import training_form
 from mednext_edge.training.loop import train
 from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.objective import Batch, Classified, Supervised
@@ -28,6 +29,7 @@ from mednext_edge.training.qat import QatOptions, as_trained, student
 from mednext_edge.training.state import RunFolder
 from mednext_edge.training.task import make_task, plan_photographs
 from tests.data.pictures import mask, picture
+from tests.fusion.networks import CMUNEXT, MEDNEXT, SMALL_2D
 
 PLAN = TrainingPlan(
     family="cmunext",
@@ -173,3 +175,16 @@ def test_every_family_is_trained_in_int8(
             beside += float(((plain - mine) ** 2).sum())
     assert beside > 0
     assert between < 0.6 * beside
+
+
+def test_only_networks_that_pytorch_trains_as_well_are_channels_last() -> None:
+    chosen = {}
+    for family, config in {
+        "cmunext": CMUNEXT["tiny"],
+        "mednext2d": SMALL_2D,
+        "mednext": MEDNEXT["2-D, kernel 3"],
+    }.items():
+        net = training_form(FAMILIES[family].build(config.to_dict()), PLAN, "cpu")
+        wide = [p for p in net.parameters() if p.dim() == 4 and min(p.shape) > 1]
+        chosen[family] = any(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+    assert chosen == {"cmunext": True, "mednext2d": False, "mednext": False}
