@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mednext_edge.checkpoints import load, save
-from mednext_edge.data.dataset import Dataset
-from mednext_edge.errors import CheckpointError
+from mednext_edge.data.dataset import Case, Dataset
+from mednext_edge.data.volume import Volume
+from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.models.families import build
 from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
