@@ -71,6 +71,10 @@ class DicomService:
         self._error: BaseException | None = None
         self._worker = Worker(spool, segmenter, config.limits.voxels, self.metrics, emit)
         self._sender = Sender(spool, destinations, config.retry_s, self.metrics, emit)
+        self._threads = [
+            threading.Thread(target=self._loop, args=(step,), name=name)
+            for name, step in (("worker", self._worker.step), ("sender", self._sender.step))
+        ]
         self.receiver = Receiver(config, spool, self.metrics, emit)
         try:
             self.http = None if http_port is None else HealthServer(config.host, http_port, self.metrics, self.health)
@@ -78,10 +82,6 @@ class DicomService:
             self.receiver.close()
             raise
         self._gauges()
-        self._threads = [
-            threading.Thread(target=self._loop, args=(step,), name=name)
-            for name, step in (("worker", self._worker.step), ("sender", self._sender.step))
-        ]
 
     def _gauges(self) -> None:
         def queue() -> dict[Labels, float]:
@@ -128,8 +128,10 @@ class DicomService:
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether everything runs, and in which words to say so."""
+        starting = any(thread.ident is None for thread in self._threads)
         good = not self._stopping.is_set() and all(thread.is_alive() for thread in self._threads)
-        return good, {"status": "ok" if good else "stopping", "queue": self.spool.counts()}
+        status = "ok" if good else "starting" if starting and not self._stopping.is_set() else "stopping"
+        return good, {"status": status, "queue": self.spool.counts()}
 
     def _complete_due(self) -> None:
         for key in self.spool.due(self.config.quiet_s, self.config.expect):

@@ -86,6 +86,8 @@ def running(segmenter: Segmenter, spool: Path, addresses: tuple[str, ...], value
     thread.start()
     node = Node(service, events, thread, errors)
     try:
+        # The port takes connections before the service runs.
+        node.wait("listening")
         yield node
     finally:
         node.stop()

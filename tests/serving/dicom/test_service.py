@@ -28,6 +28,8 @@ from mednext_edge.data.dicom import find_series, read_series
 from mednext_edge.data.volume import write_labels
 from mednext_edge.errors import IntegrityError
 from mednext_edge.serving.dicom import service
+from mednext_edge.serving.dicom.config import DicomConfig
+from mednext_edge.serving.dicom.spool import Spool
 from mednext_edge.serving.segmenter import Segmenter
 from tests.data.dicom_series import dciodvfy, on_grid, save_slices
 from tests.serving.conftest import connects, free_port, need, storescu, wait_for
@@ -193,6 +195,17 @@ def test_what_is_no_regular_volume_is_refused_by_name(
     (job,) = node.service.spool.jobs("failed")
     assert (job.kind, job.reason) == (kind, failed["reason"])
     assert node.service.health()[0]
+
+
+def test_a_node_that_does_not_run_yet_is_not_healthy(segmenter: Segmenter, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    node = service.DicomService(DicomConfig(port=0), segmenter, spool, [], lambda *args, **fields: None, http_port=0)
+    good, words = node.health()
+    assert (good, words["status"]) == (False, "starting")
+    node.stop()
+    node.run()
+    assert node.health()[1]["status"] == "stopping"
+    spool.close()
 
 
 def test_health_and_metrics(start_node: StartNode, slices: list[Dataset], tmp_path: Path) -> None:
