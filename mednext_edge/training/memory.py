@@ -92,10 +92,10 @@ def step_memory(
         objective(net, Batch(x, torch.empty(1, 1, *(patch if dense else ()), device="meta"), 0))
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     parameters = sum(p.numel() for p in net.parameters())
-    activations = (saved + twice + 3 * largest) * (HALF if half else 1)
+    activations = (saved + (0 if checkpointed else twice) + 3 * largest) * (HALF if half else 1)
     if checkpointed:
         # One block at a time is computed again, the widest one of the first level.
-        activations += 8 * largest * (HALF if half else 1)
+        activations += (16 if rounded else 8) * largest * (HALF if half else 1)
     teacher = parameters * 4 if rounded else 0
     return StepMemory(parameters * (OF_PARAMETERS + 4 * ema) + teacher, int(activations))
 

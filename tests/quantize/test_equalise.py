@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from mednext_edge.fusion import fuse
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel, Quantization
 from mednext_edge.models.mednext import Block, MedNeXt
-from mednext_edge.quantize.equalise import DWARFED, NAME, equalise, norm_inputs, octaves_of, scale, streams
+from mednext_edge.quantize.equalise import DWARFED, NAME, Stream, equalise, norm_inputs, octaves_of, scale, streams
 from mednext_edge.quantize.flavour import CPU
 from mednext_edge.quantize.observe import open_graph
 from mednext_edge.quantize.ptq import calibrate
@@ -34,17 +35,25 @@ CONFIGS: dict[str, MedNeXtConfig] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_network_s_numbers_stay_bit_for_bit(name: str) -> None:
-    config = CONFIGS[name]
+def shaken(
+    config: MedNeXtConfig, places: Callable[[MedNeXt], Iterator[Stream]]
+) -> tuple[MedNeXt, MedNeXt, list[Stream]]:
+    """A network, the same with channels scaled at random in all of these places, and the places."""
     torch.manual_seed(0)
     net = MedNeXt(config).eval()
     other = copy.deepcopy(net)
-    found = list(streams(other))
+    found = list(places(other))
+    for place in found:
+        channels = other.get_submodule(place.writers[0]).weight.shape[0]
+        scale(other, place, torch.randint(-6, 7, (channels,), dtype=torch.float64))
+    return net, other, found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_network_s_numbers_stay_bit_for_bit(name: str) -> None:
+    config = CONFIGS[name]
+    net, other, found = shaken(config, streams)
     assert len(found) == config.levels + 1
-    for stream in found:
-        channels = other.get_submodule(stream.writers[0]).weight.shape[0]
-        scale(other, stream, torch.randint(-6, 7, (channels,), dtype=torch.float64))
     x = torch.randn(1, config.in_channels, *(32,) * config.spatial_dims)
     with torch.inference_mode():
         expected, answer = net(x), other(x)
@@ -57,14 +66,8 @@ def test_the_network_s_numbers_stay_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_norms_take_factors_out_but_for_their_eps(name: str) -> None:
     config = CONFIGS[name]
-    torch.manual_seed(0)
-    net = MedNeXt(config).eval()
-    other = copy.deepcopy(net)
-    found = list(norm_inputs(other))
+    net, other, found = shaken(config, norm_inputs)
     assert len(found) == (0 if config.norm == "layer" else sum(isinstance(m, Block) for m in net.modules()))
-    for place in found:
-        channels = other.get_submodule(place.writers[0]).weight.shape[0]
-        scale(other, place, torch.randint(-6, 7, (channels,), dtype=torch.float64))
     for each in (net, other):
         each.do_ds = False
         for module in each.double().modules():

@@ -74,6 +74,12 @@ def test_training_in_int8_keeps_inputs_twice_and_a_teacher() -> None:
     one = step_memory(spec(), (32, 32, 32), half=False, checkpointed=False, ema=False, rounded=("enc_block_0.0.conv2",))
     assert one.sample - plain.sample == 16 * 32**3 * 4
     assert one.fixed - plain.fixed == 4 * spec().parameters
+    deep = spec(blocks=(4,) * 5)
+    names = [f"enc_block_0.{i}.conv{j}" for i in range(4) for j in (1, 2, 3)]
+    whole, cut = (
+        step_memory(deep, (32, 32, 32), half=False, checkpointed=c, ema=False, rounded=names) for c in (False, True)
+    )
+    assert cut.sample < 0.6 * whole.sample, "what is computed again is not kept rounded either"
 
 
 MEMORY = StepMemory(fixed=1000, sample=32**3 * 10)
