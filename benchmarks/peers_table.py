@@ -2,20 +2,22 @@
 
     python benchmarks/peers_table.py [--networks A,B] [--engines A,B] [--patch 'D H W'] [--rounds N] --out FOLDER
 
-Each engine of a network has a process of its own, so that its peak memory is its own; the processes of one network are
-timed in turns, in random order, so that all see the same machine. In MLPerf's terms `p90_ms` is single stream (the 90th
-percentile of one patch after the other) and `patches_per_s` is offline (throughput). What cannot run here is listed
-with the reason. INT8 is calibrated on noise; nothing here speaks of accuracy. `pip install mednext-edge[peers]` brings
-all peers.
+Each engine of a network is prepared (converted, calibrated) in one process, and read from its file and timed in
+another, so that its peak memory is its own; the processes of one network are timed in turns, in random order, so that
+all see the same machine. `--engines-in FOLDER` keeps what is prepared for the next call. In MLPerf's terms `p90_ms` is
+single stream (the 90th percentile of one patch after the other) and `patches_per_s` is offline (throughput).
+`peak_share` is of a matrix product in the same precision in the same run. What cannot run here is listed with the
+reason. INT8 is calibrated on noise; nothing here speaks of accuracy. `pip install mednext-edge[peers]` brings them all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
@@ -23,7 +25,7 @@ import typer
 from peers.engines import ENGINES
 from peers.networks import NETWORKS, network
 from peers.plot import plot
-from peers.work import gemm_peak, gflop
+from peers.work import PRECISIONS, gemm_peak, gflop
 
 from mednext_edge.environment import environment
 from mednext_edge.errors import MednextEdgeError
@@ -60,21 +62,25 @@ def main(
     patch: Annotated[str, typer.Option(metavar="'D H W'")] = "128 128 128",
     rounds: Annotated[int, typer.Option(min=1)] = 9,
     threads: Annotated[int | None, typer.Option(min=1)] = None,
+    engines_in: Annotated[Path | None, typer.Option(help="Folder that keeps what is prepared.")] = None,
 ) -> None:
     size = tuple(map(int, patch.split()))
-    peak = gemm_peak(threads)
+    peaks = {precision: gemm_peak(precision, threads) for precision in PRECISIONS}
     rows: list[Row] = []
     missing: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
     for name in networks.split(","):
-        found, lacking = time_network(name, engines.split(","), size, rounds, threads, peak)
+        with contextlib.ExitStack() as stack:
+            kept = engines_in or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            files = kept / f"{name}-{'x'.join(map(str, size))}"
+            found, lacking = time_network(name, engines.split(","), size, rounds, threads, peaks, files)
         rows += found
         missing |= lacking
         whole = {
             "patch": size,
             "rounds": rounds,
             "threads": threads,
-            "gemm_peak_gflops": peak,
+            "gemm_peak_gflops": peaks,
             "rows": [asdict(row) for row in rows],
             "missing": missing,
             "environment": environment().model_dump(),
@@ -85,7 +91,13 @@ def main(
 
 
 def time_network(
-    name: str, engines: list[str], size: tuple[int, ...], rounds: int, threads: int | None, peak: float
+    name: str,
+    engines: list[str],
+    size: tuple[int, ...],
+    rounds: int,
+    threads: int | None,
+    peaks: dict[str, float],
+    files: Path,
 ) -> tuple[list[Row], dict[str, str]]:
     """Its rows, and why others are missing."""
     missing: dict[str, str] = {}
@@ -93,28 +105,44 @@ def time_network(
         work = gflop(network(name, size))
     except (MednextEdgeError, ValueError, AssertionError) as error:  # peers refuse sizes in their own ways
         return [], {name: str(error)}
+    requests = {}
+    for engine in engines:  # all of them before the first is opened: conversion takes more memory than inference
+        folder = files / engine.replace(" ", "-")
+        requests[engine] = {
+            "network": name,
+            "engine": engine,
+            "patch": size,
+            "threads": threads,
+            "prepare": False,
+            "folder": str(folder),
+        }
+        try:
+            if not folder.exists():
+                _prepare(requests[engine], folder)
+        except MednextEdgeError as error:
+            missing[f"{name}, {engine}"] = str(error)
+        typer.echo(f"{name}, {engine}: {missing.get(f'{name}, {engine}', 'prepared')}", err=True)
     with contextlib.ExitStack() as stack:
         channels: dict[str, Channel] = {}
         providers: dict[str, str] = {}
         for engine in engines:
-            channel = Channel(f"{name}, {engine}", WORKER)
-            stack.callback(channel.close)
-            request = {"network": name, "engine": engine, "patch": size, "threads": threads}
+            if f"{name}, {engine}" in missing:
+                continue
             try:
-                providers[engine] = str(channel.ask(request)["provider"])
+                channel = Channel(f"{name}, {engine}", WORKER)
+                stack.callback(channel.close)
+                providers[engine] = str(channel.ask(requests[engine])["provider"])
                 channel.ask({"calls": 1})
                 channels[engine] = channel
             except MednextEdgeError as error:
                 missing[f"{name}, {engine}"] = str(error)
             typer.echo(f"{name}, {engine}: {missing.get(f'{name}, {engine}', 'ready')}", err=True)
         taken: dict[str, list[float]] = {engine: [] for engine in channels}
-        peaks = dict.fromkeys(channels, 0.0)
         generator = np.random.default_rng(0)
         for _ in range(rounds):
             for engine in generator.permutation(list(channels)):
                 taken[engine].append(float(channels[engine].ask({"calls": 1})["wall"]))
-        for engine, channel in channels.items():
-            peaks[engine] = _peak_mb(channel.pid)
+        memory = {engine: _peak_mb(channel.pid) for engine, channel in channels.items()}
     rows = []
     for engine, times in taken.items():
         p50, p90 = (float(p) for p in np.percentile(times, [50, 90]))
@@ -132,19 +160,32 @@ def time_network(
             p90_ms=p90,
             patches_per_s=1e3 / float(np.mean(times)),
             gflops=rate,
-            peak_share=rate / peak,
-            peak_mb=peaks[engine],
+            peak_share=rate / peaks[ENGINES[engine].precision.split("-")[0]],
+            peak_mb=memory[engine],
             speedup=speedup,
         )
         rows.append(row)
         typer.echo(
-            f"{name:20} {engine:20} {p50:8.1f} ms {rate:7.1f} GFLOP/s {peaks[engine]:7.0f} MB {speedup}", err=True
+            f"{name:20} {engine:20} {p50:8.1f} ms {rate:7.1f} GFLOP/s {memory[engine]:7.0f} MB {speedup}", err=True
         )
     return rows, missing
 
 
+def _prepare(request: dict[str, Any], folder: Path) -> None:
+    """Under a temporary name, so that what was broken off is not taken for an engine."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        unfinished = Path(scratch) / folder.name
+        channel = Channel(folder.name, WORKER)
+        try:
+            channel.ask({**request, "prepare": True, "folder": str(unfinished)})
+        finally:
+            channel.close()
+        unfinished.rename(folder)
+
+
 def _peak_mb(pid: int) -> float:
-    """Most memory that a process has held so far, in 1e6 bytes: conversion and compilation included."""
+    """Most memory that a process has held so far, in 1e6 bytes: compilation included."""
     status = Path(f"/proc/{pid}/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

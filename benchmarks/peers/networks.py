@@ -7,6 +7,7 @@ takes. Sizes are those of the networks' own papers where they say, with one chan
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -23,17 +24,34 @@ UNET = (32, 64, 128, 256, 320, 320)
 """Features of nnU-Net's stages in 3-D, each half the size of the one before."""
 
 Patch = tuple[int, ...]
-NETWORKS: Registry[tuple[Callable[[Patch], nn.Module], int]] = Registry("network")
-"""By name: makes it for a patch, and what every side of the patch must be a multiple of."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Makes a network for a patch, whose sides are multiples of `divisor`; `any_size`: it takes other patches too."""
+
+    make: Callable[[Patch], nn.Module]
+    divisor: int
+    any_size: bool = True
+
+
+NETWORKS: Registry[Network] = Registry("network")
 
 
 def network(name: str, patch: Patch) -> LoadedModel:
     """A network of the table, in eval mode."""
-    make, divisor = NETWORKS[name]
+    entry = NETWORKS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = make(patch)
-    spec = ModuleSpec(name=name, in_channels=CHANNELS, classes=CLASSES, patch=patch, divisor=divisor)
+        net = entry.make(patch)
+    spec = ModuleSpec(
+        name=name,
+        in_channels=CHANNELS,
+        classes=CLASSES,
+        patch=patch,
+        divisor=entry.divisor,
+        any_size=entry.any_size,
+    )
     return LoadedModel.from_module(net, spec)
 
 
@@ -89,11 +107,11 @@ def _swin_unetr(patch: Patch) -> nn.Module:
     return SwinUNETR(CHANNELS, CLASSES, feature_size=48)
 
 
-NETWORKS.add("mednext-S-k3", (_mednext("S", 3), 16))
-NETWORKS.add("mednext-B-k5", (_mednext("B", 5), 16))
-NETWORKS.add("mednext-L-k3", (_mednext("L", 3), 16))
-NETWORKS.add("monai-mednext-S-k3", (_monai_mednext, 16))
-NETWORKS.add("dynunet", (_dynunet, 32))
-NETWORKS.add("plainconvunet", (_plain_conv_unet, 32))
-NETWORKS.add("unetr", (_unetr, 16))
-NETWORKS.add("swinunetr", (_swin_unetr, 32))
+NETWORKS.add("mednext-S-k3", Network(_mednext("S", 3), 16))
+NETWORKS.add("mednext-B-k5", Network(_mednext("B", 5), 16))
+NETWORKS.add("mednext-L-k3", Network(_mednext("L", 3), 16))
+NETWORKS.add("monai-mednext-S-k3", Network(_monai_mednext, 16))
+NETWORKS.add("dynunet", Network(_dynunet, 32))
+NETWORKS.add("plainconvunet", Network(_plain_conv_unet, 32))
+NETWORKS.add("unetr", Network(_unetr, 16, any_size=False))
+NETWORKS.add("swinunetr", Network(_swin_unetr, 32, any_size=False))
