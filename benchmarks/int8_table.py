@@ -5,7 +5,8 @@
 Every row is a bundle, exported by the job behind `mednext-export` and validated on DATA's validation cases: Dice, IoU
 and surface Dice, or accuracy and AUC of a classification; drop against FP32 with its interval over the cases, worst
 case, size. Then the engines are timed on one patch, interleaved, and the row that was trained in INT8 is compared with
-the network that it was trained as. Bundles that lie in the folder are not exported again.
+the network that it was trained as. Bundles that lie in the folder are not exported again. Where the processor computes
+in bfloat16 there are rows for that, and for INT8 with bfloat16 for the rest.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import mednext_edge as mx
 from mednext_edge.bundle import read_manifest
 from mednext_edge.checkpoints import load
 from mednext_edge.cli.console import track
+from mednext_edge.cpu import features
 from mednext_edge.data.dataset import Case, open_dataset
 from mednext_edge.environment import environment
 from mednext_edge.evaluation.drops import MetricDrop, metric_drop
@@ -33,13 +35,14 @@ from mednext_edge.evaluation.latency import measure, ratio
 from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.metrics import METRICS
 from mednext_edge.evaluation.report import Report
+from mednext_edge.export.export import TARGETS
 from mednext_edge.export.job import ExportRequest, GateFailure, run_export
 from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.runtime.session import Session
 from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.training.qat import as_trained
 
-FP32, PTQ, CONTROL, QAT = "FP32", "PTQ", "accuracy control", "QAT"
+FP32, BF16, PTQ, BESIDE, CONTROL, QAT = "FP32", "bf16", "PTQ", "PTQ beside bf16", "accuracy control", "QAT"
 
 
 def bundle(folder: Path, request: ExportRequest, progress: Callable[[str, int, int], None]) -> Report:
@@ -152,6 +155,9 @@ def main() -> None:
     common: dict[str, Any] = {"target": asked.target, "validate": asked.data}
     wanted: dict[str, dict[str, Any]] = {FP32: {"checkpoint": asked.checkpoint, "precision": "fp32"}}
     wanted[PTQ] = {"checkpoint": asked.checkpoint, "precision": "int8", "calib": asked.data}
+    if {"avx512_bf16", "amx_bf16"} & set(features()) and "bf16" in TARGETS[asked.target].precisions:
+        wanted[BF16] = {**wanted[FP32], "precision": "bf16"}
+        wanted[BESIDE] = {**wanted[PTQ], "precision": "int8-bf16"}
     if not asked.skip_control:
         wanted[CONTROL] = {
             **wanted[PTQ],

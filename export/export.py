@@ -117,7 +117,9 @@ def export(
         if plan is not None:
             if choose is not None and patches is not None:
                 plan = choose(entry, job, plan, patches)
-            job = replace(job, graph=plan.apply(graph))
+            refused = entry.refuses(job, plan) if entry.refuses is not None else ()
+            plan = plan.keeping(plan.float_layers.union(refused))
+            job = replace(job, graph=plan.apply(graph), refused=refused)
         engine = entry.write(job, folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size

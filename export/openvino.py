@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mednext_edge.bundle import Engine
 from mednext_edge.errors import ExportError
 from mednext_edge.evaluation.report import Fallback, Layers
+from mednext_edge.export.beside_bf16 import PRECISION, note, refused_layers
 from mednext_edge.export.targets import TARGETS, Job, Target
 from mednext_edge.quantize.flavour import CPU
 from mednext_edge.runtime.session import Session
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 FILE = "model.xml"
+REASON = "OpenVINO had no INT8 kernel for it beside bfloat16 where it was exported"
 
 
 def write(job: Job, folder: Path) -> Engine:
@@ -53,6 +55,7 @@ def _converted(job: Job) -> ov.Model:
     # Unlike `read_model`, this folds constants.
     model = ov.convert_model(io.BytesIO(job.graph.SerializeToString()))
     use_depth_to_space(model)
+    note(model, job)
     return model
 
 
@@ -72,25 +75,22 @@ def layers(session: Session, file: Path) -> Layers:
     assert isinstance(session, OpenVinoSession)
     found = session.layers()
     asked = session.precision.split("-")
-    return Layers(
-        counts_by_precision=dict(Counter(layer.precision for layer in found)),
-        fallbacks=tuple(
-            Fallback(
-                name=layer.name,
-                asked=session.precision,
-                got=layer.precision,
-                reason=session.refused or _reason(session.precision, layer.kind, layer.kernel),
-            )
-            for layer in found
-            if layer.precision not in asked
-        ),
-    )
+    fallbacks = []
+    for layer in found:
+        if layer.precision not in asked:
+            reason = session.refused or _reason(session.precision, layer.kind, layer.kernel)
+        elif layer.precision != asked[0] and session.kept.intersection(layer.name.split(",")):
+            reason = REASON
+        else:
+            continue
+        fallbacks.append(Fallback(name=layer.name, asked=session.precision, got=layer.precision, reason=reason))
+    return Layers(counts_by_precision=dict(Counter(layer.precision for layer in found)), fallbacks=tuple(fallbacks))
 
 
 def _reason(asked: str, kind: str, kernel: str) -> str:
     if asked in ("fp16", "bf16"):
         return f"this processor has no {asked} kernel for it ({kernel}); the weights are stored in 16 bits all the same"
-    if asked == "int8-bf16":
+    if asked == PRECISION:
         return f"this processor has neither an INT8 nor a bfloat16 kernel for it ({kernel})"
     if kind == "Deconvolution":
         return f"OpenVINO has no INT8 kernel for this transposed convolution ({kernel})"
@@ -111,5 +111,6 @@ TARGETS.add(
         flavour=CPU,
         trial=trial,
         open_size=True,
+        refuses=refused_layers,
     ),
 )

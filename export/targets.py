@@ -23,6 +23,8 @@ from mednext_edge.runtime.session import Session
 if TYPE_CHECKING:
     import onnx
 
+    from mednext_edge.quantize.plan import Plan
+
 
 def in_int8(precision: str) -> bool:
     """Whether a precision has INT8 in it; `int8-bf16` is INT8 with bfloat16 for the rest."""
@@ -71,6 +73,7 @@ class Job:
         patch: spatial size, multiples of the network's divisor.
         build: for NVIDIA's targets.
         progress: told of calibration and build.
+        refused: names of layers that `Target.refuses` named; they are in float.
     """
 
     model: LoadedModel
@@ -79,6 +82,7 @@ class Job:
     patch: tuple[int, ...]
     build: BuildOptions = field(default_factory=BuildOptions)
     progress: Progress = silent
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class Target:
             can hold every activation.
         flavour: how its engines want INT8.
         trial: opens a graph as its engines would run it, or nearly so, without writing a file.
+        refuses: names of the layers of a plan that this machine's engine has no INT8 kernel for in the job's precision;
+            the job's graph is still in float. None for engines that compute such layers in float by themselves.
         stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """
 
@@ -117,6 +123,7 @@ class Target:
     half: tuple[str, ...] = ()
     check: Callable[[BuildOptions, str], None] | None = None
     stand_in: Callable[[Path, Manifest], Session] | None = None
+    refuses: Callable[[Job, Plan], tuple[str, ...]] | None = None
 
     def check_precision(self, name: str, precision: str) -> None:
         """Raises UnknownNameError when this target does not come in that precision."""

@@ -17,6 +17,8 @@ from mednext_edge.task import Task
 _LOG = logging.getLogger(__name__)
 # OpenVINO computes an FP32 graph in bfloat16 on CPUs that have it unless told otherwise.
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
+REFUSED = "mednext_edge_refused"
+"""Entry of a graph: names of nodes in bfloat16 since the exporting machine had no INT8 kernel for them, one a line."""
 LAYER_KINDS = ("Convolution", "Deconvolution", "MVN", "FullyConnected", "MatMul")
 # The suffix of the kernel's name says what it computes in; the layer's own precision is that of its input.
 KERNEL_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -62,6 +64,7 @@ class OpenVinoSession(Session):
 
     Attributes:
         refused: why layers outside INT8 do not compute in the precision that was asked for; empty where they may.
+        kept: names of nodes that the graph has in bfloat16 since there was no INT8 kernel for them beside it.
 
     Raises:
         TargetUnavailableError: no such device.
@@ -101,6 +104,8 @@ class OpenVinoSession(Session):
             graph = core.read_model(model) if isinstance(model, Path) else model
             if patch is not None:
                 graph.reshape([1, task.model.in_channels, *patch])
+            names = str(graph.get_rt_info(REFUSED).astype(str)) if graph.has_rt_info(REFUSED) else ""
+            self.kept = frozenset(names.splitlines())
             shape = graph.inputs[0].partial_shape
             self.patch = None if shape.is_dynamic else tuple(int(n) for n in shape.to_shape())[2:]
             self._compiled: ov.CompiledModel | None = self._compile(core, graph, device, options)
