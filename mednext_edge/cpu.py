@@ -22,6 +22,7 @@ FEATURES = (
     "amx_int8",
     "amx_bf16",
     "avx512_fp16",
+    "avx512_vbmi",
 )
 
 

@@ -21,6 +21,7 @@ FLAGS = {
     "amx_int8": ("amx_int8",),
     "amx_bf16": ("amx_bf16",),
     "avx512_fp16": ("avx512_fp16",),
+    "avx512_vbmi": ("avx512vbmi",),
 }
 
 

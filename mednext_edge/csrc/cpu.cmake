@@ -2,7 +2,7 @@
 # ctypes; no Python headers, so that one build serves every interpreter.
 find_package(Threads REQUIRED)
 set(cpu ${CMAKE_CURRENT_LIST_DIR}/cpu)
-add_library(mednext_cpu SHARED ${CMAKE_CURRENT_LIST_DIR}/runtime/cpu_features.cpp ${cpu}/dispatch.cpp ${cpu}/ops.cpp)
+add_library(mednext_cpu SHARED ${CMAKE_CURRENT_LIST_DIR}/runtime/cpu_features.cpp ${cpu}/dispatch.cpp ${cpu}/ffn_packed.cpp ${cpu}/ops.cpp)
 target_include_directories(mednext_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)
 target_link_libraries(mednext_cpu PRIVATE Threads::Threads)
 target_compile_options(mednext_cpu PRIVATE
@@ -11,19 +11,22 @@ target_compile_options(mednext_cpu PRIVATE
 # One object for each instruction set; the best that the processor has is chosen at run time.
 set(sets plain)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$" AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-  list(APPEND sets avx2 avx512)
+  list(APPEND sets avx2 avx512 avx512_vnni)
   target_compile_definitions(mednext_cpu PRIVATE MEDNEXT_CPU_X86)
 endif()
 set(flags_plain "")
 set(flags_avx2 -mavx2 -mfma)
 set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma)
+set(flags_avx512_vnni ${flags_avx512} -mavx512vnni -mavx512vbmi)
 foreach(set IN LISTS sets)
   add_library(mednext_cpu_${set} OBJECT ${cpu}/isa.cpp)
   target_include_directories(mednext_cpu_${set} PRIVATE ${CMAKE_CURRENT_LIST_DIR}/include)
   set_target_properties(mednext_cpu_${set} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   # Optimised in any build: without it, the kernels are a hundred times slower.
   target_compile_options(mednext_cpu_${set} PRIVATE ${flags_${set}}
-    $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-O3 -ffp-contract=fast -Wall -Wextra -Wno-psabi>)
+    $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-O3 -ffp-contract=fast -Wall -Wextra -Wno-psabi>
+    # GCC 12 takes the undefined registers of its own headers for a mistake of theirs.
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized -Wno-maybe-uninitialized>)
   target_sources(mednext_cpu PRIVATE $<TARGET_OBJECTS:mednext_cpu_${set}>)
 endforeach()
 

@@ -1,23 +1,44 @@
 // The C functions: arguments are checked, and the kernels of the best instruction set called.
+#include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <iterator>
 
+#include "ffn_packed.h"
 #include "ops.h"
 
 namespace {
 
-const mednext::CpuKernels& kernels() {
+struct Set {
+  const char* name;
+  uint32_t needs;
+  const mednext::CpuKernels& kernels;
+};
+
+// Best first.
+const Set SETS[] = {
 #if defined(MEDNEXT_CPU_X86)
-  static const mednext::CpuKernels& chosen = []() -> const mednext::CpuKernels& {
-    const uint32_t features = mednext_cpu_features();
-    if (features & MEDNEXT_CPU_AVX512) return mednext::avx512::KERNELS;
-    if (features & MEDNEXT_CPU_AVX2) return mednext::avx2::KERNELS;
-    return mednext::plain::KERNELS;
-  }();
-  return chosen;
-#else
-  return mednext::plain::KERNELS;
+    {"avx512_vnni", MEDNEXT_CPU_AVX512 | MEDNEXT_CPU_AVX512_VNNI | MEDNEXT_CPU_AVX512_VBMI, mednext::avx512_vnni::KERNELS},
+    {"avx512", MEDNEXT_CPU_AVX512, mednext::avx512::KERNELS},
+    {"avx2", MEDNEXT_CPU_AVX2, mednext::avx2::KERNELS},
 #endif
+    {"plain", 0, mednext::plain::KERNELS},
+};
+
+const Set& chosen() {
+  static const Set& found = []() -> const Set& {
+    const uint32_t features = mednext_cpu_features();
+    const char* const most = std::getenv("MEDNEXT_CPU_ISA");
+    const Set* first = std::begin(SETS);
+    for (const Set& set : SETS)
+      if (most && std::strcmp(most, set.name) == 0) first = &set;
+    while ((features & first->needs) != first->needs) ++first;
+    return *first;
+  }();
+  return found;
 }
+
+const mednext::CpuKernels& kernels() { return chosen().kernels; }
 
 template <class... Pointers>
 bool all(const Pointers*... pointers) {
@@ -41,6 +62,8 @@ int32_t guarded(bool good, const Call& call) {
 }
 
 }  // namespace
+
+const char* mednext_cpu_isa(void) { return chosen().name; }
 
 int32_t mednext_cpu_dwconv3d_forward(const mednext_cpu_dwconv3d* layer, const float* x, const float* weight,
                                      const float* bias, float* y, int32_t threads) {
@@ -76,4 +99,18 @@ int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, con
   return guarded(count > 0 && threshold > 0 && all(grad, x, grad_x) && slope != nullptr, [&] {
     *slope = mednext::fake_quantize_backward(kernels(), count, grad, x, threshold, grad_x, threads);
   });
+}
+
+int32_t mednext_cpu_ffn_pack(const mednext_cpu_ffn* layer, mednext_cpu_ffn_packed** packed) {
+  const bool good = layer && packed && layer->c_in > 0 && layer->hidden > 0 && layer->c_out > 0 &&
+                    all(layer->expand, layer->compress, layer->table, layer->expand_scale, layer->expand_bias,
+                        layer->compress_scale, layer->compress_bias);
+  return guarded(good, [&] { *packed = new mednext_cpu_ffn_packed(kernels(), *layer); });
+}
+
+void mednext_cpu_ffn_free(mednext_cpu_ffn_packed* packed) { delete packed; }
+
+int32_t mednext_cpu_ffn_int8(const mednext_cpu_ffn_packed* packed, int64_t voxels, const int8_t* x,
+                             const uint16_t* residual, uint16_t* y, int32_t threads) {
+  return guarded(packed && voxels > 0 && all(x, y), [&] { packed->run(voxels, x, residual, y, threads); });
 }

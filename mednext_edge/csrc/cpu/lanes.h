@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
+#define MEDNEXT_ISA avx512_vnni
+#define MEDNEXT_LANES 16
+#elif defined(__AVX512F__)
 #define MEDNEXT_ISA avx512
 #define MEDNEXT_LANES 16
 #elif defined(__AVX2__)

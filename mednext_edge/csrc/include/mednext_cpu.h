@@ -26,7 +26,8 @@ enum {
   MEDNEXT_CPU_AVX512_BF16 = 1u << 4,
   MEDNEXT_CPU_AMX_INT8 = 1u << 5,
   MEDNEXT_CPU_AMX_BF16 = 1u << 6,
-  MEDNEXT_CPU_AVX512_FP16 = 1u << 7
+  MEDNEXT_CPU_AVX512_FP16 = 1u << 7,
+  MEDNEXT_CPU_AVX512_VBMI = 1u << 8
 };
 
 /* Mask of the bits above. Never fails. */

@@ -1,5 +1,5 @@
-/* Operators of a MedNeXt that train on a CPU: depthwise 3-D convolution with its gradients, the norm of each channel, and
- * rounding to INT8.
+/* Operators of a MedNeXt on a CPU. For training: depthwise 3-D convolution with its gradients, the norm of each channel, and
+ * rounding to INT8. A prototype for inference: the feed-forward of a block in INT8.
  *
  * Tensors are float32 and channels-last, [n, d, h, w, c] without gaps; weights are [k, k, k, c]. Results do not depend
  * on the number of threads. Nothing is allocated that a caller must free. All functions return one of the codes below.
@@ -20,6 +20,10 @@ enum {
   MEDNEXT_CPU_BAD_ARGUMENT = 1, /* a size below 1, a null pointer, or a kernel or stride that is not listed */
   MEDNEXT_CPU_NO_MEMORY = 2     /* or no more threads */
 };
+
+/* The instruction set that the operators use: plain, avx2, avx512 or avx512_vnni. It is the best that the processor has,
+ * and that the environment variable MEDNEXT_CPU_ISA, if it names one of them, allows. */
+MEDNEXT_API const char* mednext_cpu_isa(void);
 
 /* A depthwise convolution with padding kernel / 2; n, d, h, w, c are those of its input. */
 typedef struct {
@@ -57,6 +61,25 @@ MEDNEXT_API int32_t mednext_cpu_channel_norm_backward(int64_t n, int64_t voxels,
  * |x| <= threshold and is 0 beyond; `slope` [1] is that of the threshold (Jain et al., arXiv 1903.08066). */
 MEDNEXT_API int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, const float* x, float threshold,
                                                        float* grad_x, double* slope, int32_t threads);
+
+/* The feed-forward half of a block in INT8: level = round(expand x * expand_scale + expand_bias), kept to -128..127;
+ * h = table[level + 128]; y = compress h * compress_scale + compress_bias + residual. expand [hidden, c_in] and compress
+ * [c_out, hidden] are -63..63 (7 bits: exact without VNNI too), scales and biases float32, one a row; the table has 256
+ * entries, -127..127. */
+typedef struct {
+  int64_t c_in, hidden, c_out;
+  const int8_t *expand, *compress, *table;
+  const float *expand_scale, *expand_bias, *compress_scale, *compress_bias;
+} mednext_cpu_ffn;
+
+/* The weights as the kernels read them; a copy, to be given to mednext_cpu_ffn_free. */
+typedef struct mednext_cpu_ffn_packed mednext_cpu_ffn_packed;
+MEDNEXT_API int32_t mednext_cpu_ffn_pack(const mednext_cpu_ffn* layer, mednext_cpu_ffn_packed** packed);
+MEDNEXT_API void mednext_cpu_ffn_free(mednext_cpu_ffn_packed* packed);
+
+/* x [voxels, c_in] is -127..127; y and residual, which may be null, are bfloat16 [voxels, c_out], and may be the same. */
+MEDNEXT_API int32_t mednext_cpu_ffn_int8(const mednext_cpu_ffn_packed* packed, int64_t voxels, const int8_t* x,
+                                         const uint16_t* residual, uint16_t* y, int32_t threads);
 
 #ifdef __cplusplus
 }

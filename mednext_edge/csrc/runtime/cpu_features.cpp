@@ -58,6 +58,7 @@ uint32_t mednext_cpu_features(void) {
     mask |= MEDNEXT_CPU_AVX512;
     if (bit(seven.ecx, 11)) mask |= MEDNEXT_CPU_AVX512_VNNI;
     if (bit(seven_one.eax, 5)) mask |= MEDNEXT_CPU_AVX512_BF16;
+    if (bit(seven.ecx, 1)) mask |= MEDNEXT_CPU_AVX512_VBMI;
     if (bit(seven.edx, 23)) mask |= MEDNEXT_CPU_AVX512_FP16;
   }
   if (tiles && bit(seven.edx, 25)) mask |= MEDNEXT_CPU_AMX_INT8;
