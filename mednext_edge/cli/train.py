@@ -6,7 +6,7 @@ import functools
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -26,14 +26,13 @@ from mednext_edge.cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from mednext_edge.training.loop import Progress
-    from mednext_edge.training.plan import Amp, Keep, TrainingPlan
+    from mednext_edge.training.plan import Amp, Keep
 
 AMP = ("auto", "fp32", "bf16", "fp16")
 KEEP = ("best", "last")
 # As in the table of families, which is not imported for a help text; a test compares the two.
 NETWORKS = ("mednext", "cmunext", "mednext2d")
 SIZES = "S, B, M, L of a mednext; S, base, L of a cmunext; tiny, small, base of a mednext2d"
-RASTER_PATCH = (256, 256)
 
 
 def train(
@@ -205,158 +204,80 @@ def train(
     - `mednext-edge train busi.json --network cmunext --variant S --patch 256 256 --batch 8 -o runs/busi`
     - `mednext-edge train demo:brain-tissue --epochs 2 --steps 10 --patch 64 64 64 -o runs/try`
     """
-    from mednext_edge.checkpoints import load, save
     from mednext_edge.cli.plan import parse_spacing, show_plan
-    from mednext_edge.data.dataset import open_dataset
-    from mednext_edge.data.folds import nnunet_folds, read_folds, take_all, take_fold
     from mednext_edge.errors import UsageError
-    from mednext_edge.models.families import FAMILIES
-    from mednext_edge.runtime.torch_session import torch_device
-    from mednext_edge.training import qat as in_int8
-    from mednext_edge.training.board import check_tensorboard
-    from mednext_edge.training.loop import SCORES
-    from mednext_edge.training.loop import train as run
-    from mednext_edge.training.plan import TrainingPlan
-    from mednext_edge.training.size import size_run
-    from mednext_edge.training.start import start_name, start_network
-    from mednext_edge.training.state import RunFolder, saved_plan
-    from mednext_edge.training.task import make_task, plan_photographs, plan_preprocessing
+    from mednext_edge.training.job import Hooks, TrainingRequest, prepare_training
+    from mednext_edge.training.qat import QatOptions
     from mednext_edge.training.team import join
 
-    size = parse_size(patch)
-    torch_device(device)  # refused before any image is read
-    dataset = open_dataset(data)
-    if sum(given is not None for given in (init, upkern_from, qat)) > 1:
-        raise UsageError("a run starts from --init, from --upkern-from or from --qat; give one of them")
-    if fold and cross_validate:
-        raise UsageError("found both --fold and --cross-validate; give one of them")
     if qat is None and (int8_layers or calib_samples or calib_method):
         raise UsageError("found --int8-layers, --calib-samples or --calib-method without --qat, which they belong to")
-    if qat and (cross_validate or fused):
-        raise UsageError(
-            "--qat trains one checkpoint on, by PyTorch's own operators; leave out --cross-validate, --fused"
-        )
-    if tensorboard:
-        check_tensorboard()
-    first = load(init) if init else None
-    small = load(upkern_from) if upkern_from else None
-    teacher = load(qat) if qat else None
-    int8 = in_int8.QatOptions(target, parse_names(int8_layers), calib_samples, calib_method or ESTIMATORS[0])
-    if teacher is not None:
-        int8.check(teacher)
-        size = size or teacher.task.inference.patch
-        spec = teacher.task.model
-        network, variant = spec.family, spec.variant
-        kernel = None if FAMILIES[network].kernel is None else spec.kernel_size
-        # Ten times as fast, a trained network loses more by some dozens of steps than INT8 takes from it.
-        epochs, steps, lr = epochs or 10, steps or 25, lr or 1e-5
-    # What was planned from the memory that was free then holds for a run that goes on.
-    before = saved_plan(out / "fold_0" if cross_validate else out) if resume else None
-    if before is not None:
-        size, batch = size or before.patch, batch or before.batch
-    source = first or small or teacher
-    for note in dataset.notes:
-        say(f"note: {note}", "yellow")
-    # Planned from all cases, as nnU-Net does, so that the folds make one ensemble.
-    everything = take_all(dataset) if fold or cross_validate else dataset
-    if source is not None:
-        recipe = source.task.preprocessing
-        size = size or (source.task.inference.patch if dataset.colour is not None else None)
-    elif dataset.colour is not None:
-        size = size or RASTER_PATCH
-        if len(size) != 2:
-            raise UsageError(f"found a patch of {len(size)} sides for raster images; expected two, such as 256 256")
-        recipe = plan_photographs(everything, None if tiled else (size[0], size[1]))
-    else:
-        recipe = plan_preprocessing(everything, masked=masked, spacing=parse_spacing(spacing))
+    request = TrainingRequest(
+        data=data,
+        out=out,
+        network=network,
+        variant=variant,
+        kernel=kernel,
+        grn=grn,
+        patch=parse_size(patch),
+        spacing=parse_spacing(spacing),
+        batch=batch,
+        tiled=tiled,
+        epochs=epochs,
+        steps=steps,
+        validate_every=validate_every,
+        learning_rate=lr,
+        amp=cast("Amp", amp),
+        seed=seed,
+        augment=augment,
+        masked=masked,
+        init=init,
+        upkern_from=upkern_from,
+        qat=qat,
+        int8=QatOptions(target, parse_names(int8_layers), calib_samples, calib_method or ESTIMATORS[0]),
+        device=device,
+        ema=ema,
+        keep=cast("Keep", keep),
+        accumulate=accumulate,
+        checkpoint_gradients=checkpoint_gradients,
+        compile=compile_net,
+        workers=workers,
+        fused=fused,
+        fold=_parse_fold(fold),
+        splits=splits,
+        cross_validate=cross_validate,
+        tensorboard=tensorboard,
+        resume=resume,
+    )
+    request.check()
+    command = shlex.join(["mednext-edge", *sys.argv[1:]])
+    record: dict[str, Any] = {}
     with join(device) as team:
-        planned = functools.partial(
-            TrainingPlan,
-            family=network,
-            variant=variant or FAMILIES[network].variants[0],
-            kernel=kernel or FAMILIES[network].kernel,
-            grn=grn,
-            epochs=epochs or 1000,
-            steps=steps or 250,
-            validate_every=validate_every,
-            learning_rate=1e-3 if lr is None else lr,
-            amp=cast("Amp", amp),
-            augment=augment,
-            seed=seed,
-            start=int8.name(teacher) if teacher else start_name(init=first, upkern=small),
-            ema=ema,
-            keep=cast("Keep", keep),
-            accumulate=accumulate,
-            checkpoint_gradients=checkpoint_gradients,
-            compile=compile_net,
-            fused=fused,
-            workers=workers,
-        )
-        sized = size_run(
-            everything,
-            recipe,
-            planned,
-            size=size,
-            batch=batch,
-            device=device,
-            processes=team.size,
-            spec=teacher.task.model if teacher else None,
-            rounded=int8.layers(teacher) if teacher else (),
-        )
-        plan = sized.plan
-        task = teacher.task if teacher else make_task(everything, plan, recipe)
+        job = prepare_training(request, team, lambda note: say(f"note: {note}", "yellow") if team.leads else None)
         if team.leads:
-            show_plan(sized, task, dataset, device)
+            show_plan(job.sized, job.task, job.dataset, device)
         if plan_only:
             if json and team.leads:
-                emit_json({"plan": plan, "task": task, "memory": sized.memory_json})
+                emit_json({"plan": job.sized.plan, "task": job.task, "memory": job.sized.memory_json})
             return
-        folds = read_folds(splits) if splits else None
-        if cross_validate:
-            names = [case.name for case in everything.training]
-            numbers: list[int | None] = list(range(len(folds or nnunet_folds(names))))
-        else:
-            numbers = [_fold_number(fold)] if fold and fold != "all" else [None]
-        for number in numbers:
-            part = dataset if number is None else take_fold(dataset, number, folds)
-            where = out / f"fold_{number}" if cross_validate else out
-            if fold == "all":
-                part = everything
+        for number in job.runs:
             title = f"train fold {number}" if number is not None else "train"
             with track(not no_progress and team.leads) as progress:
-                go = functools.partial(
-                    run,
-                    part,
-                    task,
-                    plan,
-                    where,
-                    resume=resume,
-                    device=device,
-                    team=team,
-                    tensorboard=tensorboard,
-                    on_step=functools.partial(_show_step, progress, title, team.leads),
-                    on_case=functools.partial(progress, f"read {title.removeprefix('train')}".strip()),
-                    on_note=show_warning if team.leads else lambda _: None,
+                hooks = Hooks(
+                    step=functools.partial(_show_step, progress, title, team.leads),
+                    case=functools.partial(progress, f"read {title.removeprefix('train')}".strip()),
+                    calibration=progress,
+                    note=show_warning if team.leads else lambda _: None,
                 )
-                if teacher is None:
-                    model = go(net=start_network(task, plan.seed, init=first, upkern=small))
-                else:
-                    folder = RunFolder(where, plan, resume=resume)
-                    student = in_int8.student(
-                        teacher, part.training, int8, folder, device=device, progress=progress, write=team.leads
-                    )
-                    model = student.trained(go(net=student.net, objective=student.objective(batch_dice=False)))
-            if team.leads:
-                record = _record(data, plan, RunFolder(where, plan, resume=True).history(), SCORES[task.model.kind][0])
-                save(where, model, provenance=record)
+                record = job.train(number, hooks, team, command) or {}
         if not team.leads:
             return
     if cross_validate:
         from mednext_edge.cli.cross_validation import finish
 
-        record = finish(dataset, out, folds, device=device, progress=not no_progress)
+        record = finish(job.dataset, out, job.folds, device=device, progress=not no_progress)
     if json:
-        emit_json({"model": out, "task": task, **record})
+        emit_json({"model": out, "task": job.task, **record})
         return
     say(f"{out / 'model.json'} written; export it with `mednext-export {out} --calib {data} --int8`", "green")
 
@@ -367,21 +288,16 @@ def _show_step(progress: Report, title: str, leads: bool, step: Progress) -> Non
         say(f"step {step.step}: " + ", ".join(f"{name} {dice:.4f}" for name, dice in step.validation.items()))
 
 
-def _fold_number(fold: str) -> int:
+def _parse_fold(fold: str | None) -> int | Literal["all"] | None:
+    """A number from 0 on, `all`, or nothing.
+
+    Raises:
+        UsageError: anything else.
+    """
     from mednext_edge.errors import UsageError
 
+    if fold is None or fold == "all":
+        return fold  # type: ignore[return-value]
     if not fold.isdecimal():
         raise UsageError(f"found --fold {fold}; expected a number from 0 on, or all")
     return int(fold)
-
-
-def _record(data: str, plan: TrainingPlan, history: list[dict[str, Any]], score: str) -> dict[str, Any]:
-    """How the weights came to be: command, data, plan, and the epochs that ended and that validated best."""
-    validated = [epoch for epoch in history if epoch[score] is not None]
-    return {
-        "command": shlex.join(["mednext-edge", *sys.argv[1:]]),
-        "data": data,
-        "plan": plan.to_dict(),
-        "last": history[-1],
-        "best": max(validated, key=lambda epoch: float(epoch[score]), default=None),
-    }

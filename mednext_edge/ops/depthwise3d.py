@@ -7,9 +7,10 @@ under differentiation:
     mednext::depthwise3d_adjoint   ds/dx   its input gradient, and the transposed convolution of the decoder
     mednext::depthwise3d_weight    ds/dw   its weight gradient
 
-The twins below are PyTorch's own convolutions. They run where our kernels do not take device, type (float64 anywhere,
-half precision on CPUs) or kernel size, or on CUDA the library is not there; and they are what a graph is decomposed
-to: an exported ONNX graph holds standard Conv and ConvTranspose.
+The twins below are PyTorch's own convolutions. They run where our kernels do not take device, type (float64 anywhere)
+or kernel size, or on CUDA the library is not there; and they are what a graph is decomposed to: an exported ONNX graph
+holds standard Conv and ConvTranspose. In half precision on CPUs the convolution is PyTorch's, its gradients are ours in
+float32.
 """
 
 from __future__ import annotations
@@ -131,6 +132,12 @@ def adjoint(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int],
         return cuda.adjoint(y, weight, bias, size, stride).contiguous(memory_format=layout(y))
     if cpu.takes(y, weight.shape[-1]):
         return cpu.adjoint(y, weight, bias, size, stride).contiguous(memory_format=layout(y))
+    if cpu.takes_widened(y, weight.shape[-1]):
+        if stride == 1:
+            return convolution_twin(y, weight.flip((2, 3, 4)), bias, 1)
+        shift = None if bias is None else bias.float()
+        x = cpu.adjoint(y.float(), weight.float(), shift, size, stride).to(y.dtype)
+        return x.contiguous(memory_format=layout(y))
     return adjoint_twin(y, weight, bias, size, stride)
 
 
@@ -140,6 +147,8 @@ def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
         return cuda.weight_gradient(x, y, kernel, stride)
     if cpu.takes(x, kernel):
         return cpu.weight_gradient(x, y, kernel, stride)
+    if cpu.takes_widened(x, kernel):
+        return cpu.weight_gradient(x.float(), y.float(), kernel, stride).to(x.dtype)
     return weight_twin(x, y, kernel, stride)
 
 

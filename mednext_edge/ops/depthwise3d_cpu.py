@@ -19,7 +19,18 @@ KERNELS = (3, 5, 7)
 
 def takes(x: Tensor, kernel: int) -> bool:
     """Whether the kernels compute on tensors such as x."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and kernel in KERNELS and x.numel() > 0
+    return x.dtype == torch.float32 and _fits(x, kernel)
+
+
+def takes_widened(x: Tensor, kernel: int) -> bool:
+    """Whether they do once x is float32. Of PyTorch's kernels for half precision the plain convolution is quicker, and
+    the weight gradient of the transposed one reads past its memory (2.13, bfloat16, an input one voxel wide).
+    """
+    return x.dtype in (torch.bfloat16, torch.float16) and _fits(x, kernel)
+
+
+def _fits(x: Tensor, kernel: int) -> bool:
+    return x.device.type == "cpu" and kernel in KERNELS and x.numel() > 0
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -84,7 +84,8 @@ def test_gelu_of_large_and_special_numbers(library: ctypes.CDLL) -> None:
     assert torch.equal(gelu(library, large), large)
     assert torch.equal(gelu(library, -large), torch.zeros(7))
     special = torch.tensor([math.inf, -math.inf, math.nan, 0.0])
-    torch.testing.assert_close(gelu(library, special), F.gelu(special), equal_nan=True)
+    # In float64: PyTorch's float32 GELU of infinity is NaN where it computes with AVX-512.
+    torch.testing.assert_close(gelu(library, special), F.gelu(special.double()).float(), equal_nan=True)
 
 
 @pytest.mark.slow

@@ -61,8 +61,13 @@ def kinds(bundle: Path) -> Counter[str]:
 def test_the_answer_is_that_of_the_network(
     bundles: Bundles, model: LoadedModel, x: Array, expected: Exact, target: str, precision: str
 ) -> None:
-    with session_of(bundles(target, precision)) as session, TorchSession.of(model) as plain:
+    folder = bundles(target, precision)
+    with session_of(folder) as session, TorchSession.of(model) as plain:
         found, ours = session.run(x), plain.run(x)
+        if target == "openvino" and precision == "fp16":
+            # A processor with bfloat16 and without float16 computes in that, and the report says so.
+            layers = TARGETS[target].layers(session, folder / "model.xml")
+            precision = "bf16" if "bf16" in {fallback.got for fallback in layers.fallbacks} else precision
     assert found.dtype == np.float32
     error = np.abs(found - expected).max()
     scale = np.abs(expected).max()

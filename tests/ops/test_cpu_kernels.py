@@ -53,6 +53,33 @@ def test_depthwise(kernel: int, stride: int, layout: torch.memory_format) -> Non
         check(ops.weight_gradient(x32, s32, kernel, stride), ops.weight_twin(x, slope, kernel, stride))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stride", ops.STRIDES)
+@pytest.mark.parametrize("kernel", depthwise3d_cpu.KERNELS)
+def test_depthwise_in_half_precision(kernel: int, stride: int, dtype: torch.dtype) -> None:
+    """Exact sums of rounded numbers, rounded once: whatever computes them, and however small the volume."""
+    for channels, size in (*itertools.product(CHANNELS, SIZES), (512, (3, 1, 1))):
+        x, weight, bias = (
+            t.to(dtype) for t in (draw(2, channels, *size), draw(channels, 1, kernel, kernel, kernel), draw(channels))
+        )
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        exact = [t.double() for t in (x, weight, bias)]
+        y = ops.convolution_twin(*exact, stride)
+        slope = torch.randn_like(y).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+        results = (
+            (ops.convolution(x, weight, bias, stride), y),
+            (
+                ops.adjoint(slope, weight, bias, size, stride),
+                ops.adjoint_twin(slope.double(), *exact[1:], size, stride),
+            ),
+            (ops.weight_gradient(x, slope, kernel, stride), ops.weight_twin(exact[0], slope.double(), kernel, stride)),
+        )
+        for found, expected in results:
+            assert found.dtype == dtype
+            atol = 2 * torch.finfo(dtype).eps * float(expected.abs().max())
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernel", "twin"])
