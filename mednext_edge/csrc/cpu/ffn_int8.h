@@ -14,52 +14,47 @@
 
 namespace mednext::MEDNEXT_ISA {
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if defined(__AVX512BW__)
 typedef __m512i Sums;
 constexpr int ROWS = 6, COLUMNS = 4;
-inline Sums broadcast(const uint8_t* four) {
-  int32_t all;
-  std::memcpy(&all, four, 4);
-  return _mm512_set1_epi32(all);
-}
+inline Sums repeat(int32_t four) { return _mm512_set1_epi32(four); }
 inline Sums add_products(Sums sums, Sums x, const int8_t* weights) {
-  return _mm512_dpbusd_epi32(sums, x, _mm512_loadu_si512(weights));
-}
-#elif defined(__AVX512BW__)
-typedef __m512i Sums;
-constexpr int ROWS = 6, COLUMNS = 4;
-inline Sums broadcast(const uint8_t* four) {
-  int32_t all;
-  std::memcpy(&all, four, 4);
-  return _mm512_set1_epi32(all);
-}
-inline Sums add_products(Sums sums, Sums x, const int8_t* weights) {
-  const Sums pairs = _mm512_maddubs_epi16(x, _mm512_loadu_si512(weights));
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  const Sums w = _mm512_loadu_si512(weights);
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(sums, x, w);
+#else
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1)));
+#endif
 }
 #elif defined(__AVX2__)
 typedef __m256i Sums;
 constexpr int ROWS = 4, COLUMNS = 2;
-inline Sums broadcast(const uint8_t* four) {
-  int32_t all;
-  std::memcpy(&all, four, 4);
-  return _mm256_set1_epi32(all);
-}
+inline Sums repeat(int32_t four) { return _mm256_set1_epi32(four); }
 inline Sums add_products(Sums sums, Sums x, const int8_t* weights) {
-  const Sums pairs = _mm256_maddubs_epi16(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)));
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  const Sums w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
 }
 #else
 struct Sums {
   int32_t lane[4];
 };
 constexpr int ROWS = 2, COLUMNS = 2;
-inline const uint8_t* broadcast(const uint8_t* four) { return four; }
 inline Sums add_products(Sums sums, const uint8_t* x, const int8_t* weights) {
   for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 4; ++k) sums.lane[i] += x[k] * weights[4 * i + k];
   return sums;
 }
+#endif
+
+// Four channels of a voxel, for every lane.
+#if defined(__AVX2__)
+inline Sums broadcast(const uint8_t* four) {
+  int32_t all;
+  std::memcpy(&all, four, sizeof(all));
+  return repeat(all);
+}
+#else
+inline const uint8_t* broadcast(const uint8_t* four) { return four; }
 #endif
 
 #if defined(__clang__)
@@ -87,7 +82,7 @@ inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to
 
 // Where `finish_hidden` leaves channel `i` of a panel.
 inline int64_t hidden_place(int64_t i) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if defined(__AVX512VBMI__)
   return i % 16 / 4 * 16 + i / 16 * 4 + i % 4;  // as the saturating packs interleave four registers
 #else
   return i;
@@ -151,7 +146,7 @@ inline int32_t nearest(float value) {
 // One voxel's panel of the hidden tensor: scaled, rounded to a line of the table, looked up.
 MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scale, const float* bias, const uint8_t* table,
                           uint8_t* to) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if defined(__AVX512VBMI__)
   __m512i level[4];
   for (int c = 0; c < 4; ++c) {
     const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[c]), _mm512_loadu_ps(scale + 16 * c),
