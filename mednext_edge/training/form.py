@@ -45,9 +45,11 @@ def _may_be_channels_last(net: nn.Module) -> bool:
     """Whether a network is 2-D and PyTorch (2.13, on CPUs) trains it in this order as well as in the usual one.
 
     The gradient of a 1x1 convolution with a stride writes past its memory there where it has fewer than 8 channels, and
-    that of GroupNorm is imprecise.
+    that of GroupNorm is imprecise. In bfloat16 the weight gradients of depthwise convolutions with a stride, and of transposed
+    ones, are at times garbage there, on images one pixel wide.
     """
     return all(parameter.dim() < 5 for parameter in net.parameters()) and not any(
-        isinstance(part, nn.GroupNorm) or (isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) != part.stride)
+        isinstance(part, (nn.GroupNorm, nn.ConvTranspose2d))
+        or (isinstance(part, nn.Conv2d) and part.stride != (1, 1) and (part.kernel_size == (1, 1) or part.groups > 1))
         for part in net.modules()
     )
