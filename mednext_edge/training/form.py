@@ -45,8 +45,8 @@ def _may_be_channels_last(net: nn.Module) -> bool:
     """Whether a network is 2-D and PyTorch (2.13, on CPUs) trains it in this order as well as in the usual one.
 
     The gradient of a 1x1 convolution with a stride writes past its memory there where it has fewer than 8 channels, and
-    that of GroupNorm is imprecise. In bfloat16 the weight gradients of depthwise convolutions with a stride, and of transposed
-    ones, are at times garbage there, on images one pixel wide.
+    that of GroupNorm is imprecise. In bfloat16 the weight gradients of depthwise convolutions with a stride, and of
+    transposed ones, are at times garbage there, on images one pixel wide.
     """
     return all(parameter.dim() < 5 for parameter in net.parameters()) and not any(
         isinstance(part, (nn.GroupNorm, nn.ConvTranspose2d))
