@@ -57,7 +57,7 @@ class Row:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for table.json and table.png.")],
-    networks: Annotated[str, typer.Option(metavar="A,B")] = ",".join(NETWORKS),
+    networks: Annotated[str | None, typer.Option(metavar="A,B", help="All that take such a patch by default.")] = None,
     engines: Annotated[str, typer.Option(metavar="A,B")] = ",".join(DEFAULT_ENGINES),
     patch: Annotated[str, typer.Option(metavar="'D H W'")] = "128 128 128",
     rounds: Annotated[int, typer.Option(min=1)] = 9,
@@ -69,7 +69,8 @@ def main(
     rows: list[Row] = []
     missing: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
-    for name in networks.split(","):
+    taken = [name for name in NETWORKS if NETWORKS[name].dims == len(size)]
+    for name in networks.split(",") if networks else taken:
         with contextlib.ExitStack() as stack:
             kept = engines_in or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             files = kept / f"{name}-{'x'.join(map(str, size))}"

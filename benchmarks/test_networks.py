@@ -14,7 +14,7 @@ from mednext_edge.errors import TargetUnavailableError
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network(timed: Timed, name: str, engine: str) -> None:
     try:
-        model = network(name, PATCH)
+        model = network(name, PATCH[: NETWORKS[name].dims])
     except TargetUnavailableError as error:
         pytest.skip(str(error))
     timed(engine, model)

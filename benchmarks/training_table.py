@@ -40,10 +40,14 @@ from mednext_edge.models.loaded import LoadedModel, Source
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.task import Task
+from mednext_edge.training.form import training_form
 from mednext_edge.training.loop import Progress, train
+from mednext_edge.training.loss import SupervisedLoss
+from mednext_edge.training.objective import Supervised
 from mednext_edge.training.plan import TrainingPlan, plan_patch
 from mednext_edge.training.start import start_network
 from mednext_edge.training.state import LAST, RunFolder
+from mednext_edge.training.stepper import Stepper
 from mednext_edge.training.task import make_task, plan_preprocessing
 
 REFERENCE = "S k5"
@@ -166,12 +170,8 @@ def one_epoch(entry: Entry, dataset: Dataset, out: Path, device: str) -> int:
 
 
 def seconds_a_step(entry: Entry, device: str, steps: int = 3) -> float:
-    """Of a step on random patches, the fastest of a few."""
-    from mednext_edge.training.loss import SupervisedLoss
-    from mednext_edge.training.objective import Supervised
-    from mednext_edge.training.stepper import Stepper
-
-    stepper = Stepper(entry.start().to(device).train(), entry.plan, device)
+    """Of a step on random patches in the form that trains, the fastest of a few."""
+    stepper = Stepper(training_form(entry.start(), entry.plan, device), entry.plan, device)
     spec, times = entry.task.model, []
     images = torch.randn(entry.plan.batch, spec.in_channels, *entry.plan.patch)
     labels = torch.randint(0, spec.classes, (entry.plan.batch, 1, *entry.plan.patch)).float()
@@ -187,7 +187,8 @@ def finished(entry: Entry, out: Path, device: str) -> Iterator[TorchSession]:
     net = entry.start()
     net.load_state_dict(RunFolder(out / entry.name, entry.plan, resume=True).weights(LAST))
     net.do_ds = False  # type: ignore[assignment]
-    with TorchSession(net.eval(), entry.task, device) as session:
+    # As the loop validates: in float32, by our kernels where those train.
+    with TorchSession(training_form(net, entry.plan, device).eval(), entry.task, device) as session:
         yield session
 
 
