@@ -67,6 +67,8 @@ class Info(Sized):
         ("patch", ctypes.c_int64 * 3),
         ("step", ctypes.c_double),
         ("mirror_axes", ctypes.c_int32),
+        ("kind", ctypes.c_int),
+        ("colour", ctypes.c_char * 8),
     )
 
 
@@ -155,6 +157,14 @@ class EdgeModel:
         pointer, count = ctypes.c_void_p(labels.ctypes.data), ctypes.c_size_t(labels.size)
         self.library.call("segment", self.handle, ctypes.byref(image), given, pointer, count)
         return labels
+
+    def classify(self, volume: Volume, options: SegmentOptions | None = None) -> NDArray[np.float32]:
+        probabilities = np.full(self.describe().classes, np.nan, np.float32)
+        image = image_of(volume)
+        given = ctypes.byref(options) if options is not None else None
+        pointer, count = ctypes.c_void_p(probabilities.ctypes.data), ctypes.c_size_t(probabilities.size)
+        self.library.call("classify", self.handle, ctypes.byref(image), given, pointer, count)
+        return probabilities
 
     @contextmanager
     def stream(self, volume: Volume, options: SegmentOptions | None = None) -> Iterator[EdgeStream]:

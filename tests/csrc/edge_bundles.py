@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,12 +26,14 @@ def fake_task(
     preprocessing: Preprocessing | None = None,
     classes: int = 4,
     patch: tuple[int, ...] = (16, 16, 16),
+    kind: Literal["segmentation", "classification"] = "segmentation",
     **inference: Any,
 ) -> Task:
     recipe = preprocessing or Preprocessing()
     return Task(
         name="fake",
         model=ModelSpec(
+            kind=kind,
             family="mednext",
             variant="S",
             kernel_size=3,
@@ -52,12 +54,14 @@ def write_fake_bundle(out: Path, task: Task, words: str = "", prefix: str = "", 
     layout = "NCDHW" if task.model.spatial_dims == 3 else "NCHW"
     shape = (None,) * task.model.spatial_dims
     patch = task.inference.patch
+    answer = task.model.output_shape(shape)
+    words = f"{words} whole" if task.model.kind == "classification" else words
     manifest = Manifest(
         name=task.name,
         model=task.model,
         source=Source(format="none", file="none", sha256="0" * 64),
         input=InputSpec(shape=(1, task.model.in_channels, *shape), layout=layout, patch=patch),
-        output=OutputSpec(shape=(1, task.model.classes, *shape), layout=layout),
+        output=OutputSpec(shape=(1, *answer), layout=layout[: 1 + len(answer)]),
         preprocessing=task.preprocessing,
         inference=task.inference,
         labels=task.labels,
@@ -86,6 +90,9 @@ class FakeNetwork(Session):
     def _run(self, x: Array) -> Array:
         self.inputs.append(x[0].copy())
         values = np.arange(self.task.model.classes, dtype=np.float32).reshape(1, -1, *[1] * (x.ndim - 2))
+        if self.task.model.kind == "classification":
+            x = x.reshape(*x.shape[:2], -1)
+            x, values = x[:, :, x.shape[2] // 2], values.reshape(1, -1)
         logits: Array = x[:, :1] - 1 if self.task.model.classes == 1 else -((x[:, :1] - values) ** 2)
         return logits
 

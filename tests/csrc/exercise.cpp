@@ -1,6 +1,6 @@
 // Every function of mednext_edge.h from one and from several threads, for sanitizers and valgrind: BUNDLE [ROUNDS].
-// The bundle has one channel and patches of at most 16 voxels an axis. Ends with 1 and the line of the first check that
-// does not hold.
+// The bundle has one channel and patches of at most 16 voxels an axis; it may be one that classifies. Ends with 1 and the
+// line of the first check that does not hold.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -104,6 +104,8 @@ void bad_arguments(const char* path, const mednext_image& good, const float* vox
   mednext_segment_options odd_step = MEDNEXT_SEGMENT_OPTIONS_INIT;
   odd_step.step = 1.5;
   CHECK(mednext_segment(model, &good, &odd_step, labels.data(), kVoxels) == MEDNEXT_E_ARGUMENT);
+  float one = 0;
+  CHECK(mednext_classify(model, &good, nullptr, &one, 1) == MEDNEXT_E_ARGUMENT);
   char name[4];
   CHECK(mednext_label_name(model, -1, name, sizeof name) == MEDNEXT_E_ARGUMENT);
   CHECK(mednext_label_name(model, 0, name, 0) == MEDNEXT_E_ARGUMENT);
@@ -113,6 +115,24 @@ void bad_arguments(const char* path, const mednext_image& good, const float* vox
   mednext_info info = MEDNEXT_INFO_INIT;
   CHECK(mednext_describe(model, &info) == MEDNEXT_E_CLOSED && mednext_cancel(model) == MEDNEXT_E_CLOSED);
   CHECK(status(good, kVoxels) == MEDNEXT_E_CLOSED);
+}
+
+void classes(const char* path, const mednext_image& image) {
+  mednext_edge::Model model(path);
+  const std::vector<float> expected = model.classify(image);
+  float sum = 0;
+  for (const float probability : expected) sum += probability;
+  CHECK(expected.size() == model.labels().size() && std::fabs(sum - 1) < 1e-5f);
+  std::vector<float> room(expected.size());
+  std::vector<uint16_t> labels(kVoxels);
+  mednext_stream* stream = nullptr;
+  CHECK(mednext_classify(model.handle(), &image, nullptr, room.data(), room.size() + 1) == MEDNEXT_E_ARGUMENT);
+  CHECK(mednext_classify(model.handle(), &image, nullptr, nullptr, room.size()) == MEDNEXT_E_ARGUMENT);
+  CHECK(mednext_segment(model.handle(), &image, nullptr, labels.data(), kVoxels) == MEDNEXT_E_ARGUMENT);
+  CHECK(mednext_stream_open(model.handle(), &image, nullptr, &stream) == MEDNEXT_E_ARGUMENT && !stream);
+  std::thread other([&] { CHECK(model.classify(image) == expected); });
+  CHECK(model.classify(image) == expected);
+  other.join();
 }
 
 void many_threads(const char* path, const mednext_image& image) {
@@ -257,6 +277,10 @@ int main(int argc, char** argv) {
   const std::vector<float> voxels = make_voxels();
   const mednext_image image = image_of(voxels.data());
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 1;
+  if (mednext_edge::Model(argv[1]).describe().kind == MEDNEXT_CLASSIFICATION) {
+    classes(argv[1], image);
+    return 0;
+  }
   for (int round = 0; round < rounds; ++round) {
     one_thread(argv[1], image);
     bad_arguments(argv[1], image, voxels.data());

@@ -1,8 +1,9 @@
 // OpenVINO's C API around a network that is one line long, so that sanitizers see this project's code alone.
 //
-// The text of model.xml says what the network does: `classes N`, and maybe `nan`, `fail`, or `slow N` (milliseconds a
-// patch). Its logits are -(x - c)^2 for class c and the first channel x; a single one is x - 1. FAKE_OPENVINO_TRACE
-// names a file that every patch is appended to as it arrived.
+// The text of model.xml says what the network does: `classes N`, and maybe `nan`, `fail`, `whole` (it classifies), or
+// `slow N` (milliseconds a patch). Its logits are -(x - c)^2 for class c and the first channel x, of a classification
+// the middle voxel of it; a single one is x - 1. FAKE_OPENVINO_TRACE names a file that every patch is appended to as it
+// arrived.
 #include <chrono>
 #include <cstdarg>
 #include <cstdint>
@@ -35,7 +36,7 @@ struct ov_core {
 };
 struct ov_model {
   int64_t classes = 1, slow = 0;
-  bool nan = false, fail = false;
+  bool nan = false, fail = false, whole = false;
   std::vector<int64_t> shape;
 };
 struct ov_tensor {
@@ -77,6 +78,7 @@ API int ov_core_read_model(const ov_core*, const char* path, const char*, ov_mod
     if (word == "slow") file >> (*model)->slow;
     (*model)->nan |= word == "nan";
     (*model)->fail |= word == "fail";
+    (*model)->whole |= word == "whole";
   }
   return 0;
 }
@@ -106,7 +108,7 @@ API int ov_compiled_model_create_infer_request(const ov_compiled_model* compiled
   for (size_t i = 2; i < compiled->model.shape.size(); ++i) voxels *= compiled->model.shape[i];
   *request = new ov_infer_request{compiled->model, {}, {}};
   (*request)->input.resize(static_cast<size_t>(voxels * compiled->model.shape[1]));
-  (*request)->output.resize(static_cast<size_t>(voxels * compiled->model.classes));
+  (*request)->output.resize(static_cast<size_t>((compiled->model.whole ? 1 : voxels) * compiled->model.classes));
   return 0;
 }
 API void ov_infer_request_free(ov_infer_request* request) { delete request; }
@@ -126,9 +128,10 @@ API int ov_infer_request_infer(ov_infer_request* request) {
                static_cast<std::streamsize>(request->input.size() * sizeof(float)));
   std::this_thread::sleep_for(std::chrono::milliseconds(request->model.slow));
   const size_t voxels = request->output.size() / static_cast<size_t>(request->model.classes);
+  const size_t first = request->model.whole ? request->input.size() / static_cast<size_t>(request->model.shape[1]) / 2 : 0;
   for (int64_t c = 0; c < request->model.classes; ++c)
     for (size_t i = 0; i < voxels; ++i) {
-      const float d = request->input[i] - static_cast<float>(c);
+      const float d = request->input[first + i] - static_cast<float>(c);
       request->output[static_cast<size_t>(c) * voxels + i] = request->model.classes == 1 ? d - 1 : -d * d;
     }
   if (request->model.nan) request->output.back() = std::strtof("nan", nullptr);

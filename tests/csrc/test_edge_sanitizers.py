@@ -32,7 +32,9 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("bundles")
-    return [write_fake_bundle(folder / name, fake_task(r, mirror_axes=(0, 1))) for name, r in RECIPES.items()]
+    tasks = {name: fake_task(recipe, mirror_axes=(0, 1)) for name, recipe in RECIPES.items()}
+    tasks["classes"] = fake_task(kind="classification", average="logits")
+    return [write_fake_bundle(folder / name, task) for name, task in tasks.items()]
 
 
 def exercise(*command: str | Path, openvino: Path) -> None:

@@ -1,4 +1,4 @@
-/* libmednext_edge: from voxels and their affine to labels, in a process without Python.
+/* libmednext_edge: from voxels and their affine to labels, or from an image to its class, in a process without Python.
  *
  *   mednext_model *model = NULL;
  *   if (mednext_open("hippocampus.openvino-int8", NULL, &model) != MEDNEXT_OK) puts(mednext_last_error());
@@ -39,9 +39,10 @@ extern "C" {
 
 typedef enum mednext_status {
   MEDNEXT_OK = 0,
-  MEDNEXT_E_ARGUMENT = 1,  /* a NULL, an option out of range, a buffer of another size than stated */
+  MEDNEXT_E_ARGUMENT = 1,  /* a NULL, an option out of range, a buffer of another size than stated, a call that this
+                            * bundle does not answer */
   MEDNEXT_E_CLOSED = 2,    /* no such handle, or one that was closed */
-  MEDNEXT_E_BUNDLE = 3,    /* the path is no bundle, or one for a network that this library does not run */
+  MEDNEXT_E_BUNDLE = 3,    /* the path is no bundle */
   MEDNEXT_E_INTEGRITY = 4, /* the bundle's manifest or digests do not hold; its engine was not opened */
   MEDNEXT_E_BACKEND = 5,   /* the engine's library or device is not here, or refuses the engine */
   MEDNEXT_E_DATA = 6,      /* the image does not fit: channels, NaN, affine, size */
@@ -60,6 +61,11 @@ typedef enum mednext_dtype {
   MEDNEXT_FLOAT64 = 5
 } mednext_dtype;
 
+typedef enum mednext_kind {
+  MEDNEXT_SEGMENTATION = 0,  /* labels of every voxel: mednext_segment, streams */
+  MEDNEXT_CLASSIFICATION = 1 /* probabilities of a whole image: mednext_classify */
+} mednext_kind;
+
 typedef struct mednext_model mednext_model;
 typedef struct mednext_stream mednext_stream;
 
@@ -75,7 +81,7 @@ typedef struct mednext_options {
  * but those that compute on the same handle (MEDNEXT_E_ARGUMENT). */
 typedef int (*mednext_progress)(int64_t done, int64_t total, void *user);
 
-/* How one image is segmented. */
+/* How one image is segmented or classified. */
 typedef struct mednext_segment_options {
   size_t size;
   double step;               /* distance of the patches as a fraction of their size, 0 < step <= 1; 0: the bundle's */
@@ -85,12 +91,14 @@ typedef struct mednext_segment_options {
 } mednext_segment_options;
 #define MEDNEXT_SEGMENT_OPTIONS_INIT {sizeof(mednext_segment_options), 0.0, 0, NULL, NULL}
 
-/* An image in the caller's memory, read only, not kept after the call. */
+/* An image in the caller's memory, read only, not kept after the call. A photograph is one slice of 8-bit values (or of
+ * 0 to 255 in another dtype), channel after channel, not pixel after pixel; its affine is of no matter unless the bundle
+ * turns images (leave that of the _INIT). */
 typedef struct mednext_image {
   size_t size;
   const void *voxels;  /* [channels][shape[0]][shape[1]][shape[2]], without gaps */
   mednext_dtype dtype; /* of `voxels` */
-  int64_t channels;    /* as many as the bundle has normalisations */
+  int64_t channels;    /* as many as the network has; of a photograph (see mednext_info.colour) 1, or 3: red, green, blue */
   int64_t shape[3];    /* (z, y, x), x the axis whose voxels are neighbours in memory */
   double affine[16];   /* row by row: (x, y, z, 1) voxel indices -> RAS millimetres, as in NIfTI (not DICOM's LPS) */
 } mednext_image;
@@ -105,15 +113,18 @@ typedef struct mednext_info {
   char precision[16];  /* fp32, fp16, bf16, int8 */
   char provider[64];   /* name and version of the engine that runs it here */
   char created[40];    /* ISO 8601 */
-  int32_t channels;
-  int32_t classes;     /* labels are 0..classes-1, 0 the background */
+  int32_t channels;    /* of the network's input */
+  int32_t classes;     /* labels are 0..classes-1; in a segmentation 0 is the background */
   int32_t spatial_dims; /* 2: the network takes slices */
   int32_t needs_whole_volume; /* 1: a stream can run no patch before its last slice; 0: it depends on the spacing */
   int64_t patch[3];    /* (z, y, x); z is 1 for slices */
   double step;
   int32_t mirror_axes; /* how many axes test-time mirroring flips */
+  mednext_kind kind;   /* which call it answers */
+  char colour[8];      /* RGB, BGR or grey: takes photographs, and turns their channels into these; else empty */
 } mednext_info;
-#define MEDNEXT_INFO_INIT {sizeof(mednext_info), "", "", "", "", "", 0, 0, 0, 0, {0, 0, 0}, 0.0, 0}
+#define MEDNEXT_INFO_INIT \
+  {sizeof(mednext_info), "", "", "", "", "", 0, 0, 0, 0, {0, 0, 0}, 0.0, 0, MEDNEXT_SEGMENTATION, ""}
 
 /* How the slices of a stream were used. */
 typedef struct mednext_stream_info {
@@ -154,6 +165,14 @@ MEDNEXT_EDGE_API mednext_status mednext_label_name(mednext_model *model, int32_t
 MEDNEXT_EDGE_API mednext_status mednext_segment(mednext_model *model, const mednext_image *image,
                                                 const mednext_segment_options *options, uint16_t *labels,
                                                 size_t count);
+
+/* Probabilities of the classes of a whole image; of a stack of slices or an image larger than the patch their mean.
+ *
+ * probabilities: one for each class, adding up to 1; mednext_label_name names them. count: as many as mednext_info has
+ * classes. Errors: those of mednext_segment. */
+MEDNEXT_EDGE_API mednext_status mednext_classify(mednext_model *model, const mednext_image *image,
+                                                 const mednext_segment_options *options, float *probabilities,
+                                                 size_t count);
 
 /* End all computations on this handle that have begun, waiting ones too, after the patch in work. Later calls are not
  * affected. Returns at once. */

@@ -107,6 +107,14 @@ class Model {
     return labels;
   }
 
+  // Probability of each class, in the order of `labels`.
+  std::vector<float> classify(const mednext_image& image, const SegmentSettings& settings = {}) const {
+    const mednext_segment_options options = settings.options();
+    std::vector<float> probabilities(static_cast<size_t>(describe().classes));
+    check(mednext_classify(handle_, &image, &options, probabilities.data(), probabilities.size()));
+    return probabilities;
+  }
+
   void cancel() const { check(mednext_cancel(handle_)); }
   mednext_model* handle() const { return handle_; }
 

@@ -136,10 +136,14 @@ mednext_info describe(const Model& model) {
   info.channels = static_cast<int32_t>(manifest.channels);
   info.classes = static_cast<int32_t>(manifest.classes());
   info.spatial_dims = manifest.spatial_dims;
-  info.needs_whole_volume = !is_voxelwise(manifest.preprocessing.normalization);
+  info.needs_whole_volume = manifest.classifies || manifest.preprocessing.colour ||
+                            !is_voxelwise(manifest.preprocessing.normalization);
   std::copy(manifest.patch.begin(), manifest.patch.end(), info.patch);
   info.step = manifest.step;
   info.mirror_axes = static_cast<int32_t>(manifest.mirror_axes.size());
+  info.kind = manifest.classifies ? MEDNEXT_CLASSIFICATION : MEDNEXT_SEGMENTATION;
+  if (const auto colour = manifest.preprocessing.colour)
+    set_text(info.colour, *colour == Colour::rgb ? "RGB" : *colour == Colour::bgr ? "BGR" : "grey");
   return info;
 }
 
@@ -189,10 +193,27 @@ mednext_status mednext_segment(mednext_model* model, const mednext_image* image,
     const SegmentOptions chosen = read_options(options);
     need(voxels.voxels, "image.voxels");
     need(labels, "labels");
-    check_geometry(voxels, held->manifest().channels);
+    held->need(false);
+    check_geometry(voxels, held->manifest());
     if (count != static_cast<size_t>(mednext::voxels(voxels.shape)))
       fail(MEDNEXT_E_ARGUMENT, "found room for ", count, " labels; expected ", mednext::voxels(voxels.shape));
     held->segment(voxels, chosen, labels);
+  });
+}
+
+mednext_status mednext_classify(mednext_model* model, const mednext_image* image,
+                                const mednext_segment_options* options, float* probabilities, size_t count) {
+  return guarded([&] {
+    const auto held = models().get(model);
+    const Image voxels = read_image(image);
+    const SegmentOptions chosen = read_options(options);
+    need(voxels.voxels, "image.voxels");
+    need(probabilities, "probabilities");
+    held->need(true);
+    check_geometry(voxels, held->manifest());
+    if (count != static_cast<size_t>(held->manifest().classes()))
+      fail(MEDNEXT_E_ARGUMENT, "found room for ", count, " probabilities; expected ", held->manifest().classes());
+    held->classify(voxels, chosen, probabilities);
   });
 }
 

@@ -20,7 +20,7 @@ class Engine {
   virtual ~Engine() = default;
   // Where the next patch goes: [channels, *patch].
   virtual float* input() = 0;
-  // Logits [outputs, *patch], valid until the next run. Throws Error(ENGINE).
+  // Logits [outputs, *patch], of a classification [outputs], valid until the next run. Throws Error(ENGINE).
   virtual const float* run() = 0;
   // Name and version, such as `openvino 2026.4.1`.
   virtual std::string provider() const = 0;

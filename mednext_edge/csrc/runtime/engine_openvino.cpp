@@ -71,10 +71,9 @@ class OpenVino : public Engine {
     reshape(model.get(), manifest);
     compile(model.get(), manifest, options);
     check(ov_.ov_compiled_model_create_infer_request(compiled_.get(), request_.out()), "make a request");
-    const int64_t patch = voxels(manifest.patch);
     check(ov_.ov_infer_request_get_input_tensor_by_index(request_.get(), 0, input_.out()), "give its input");
-    input_data_ = data(input_.get(), manifest.channels * patch, "input");
-    logits_ = manifest.outputs * patch;
+    input_data_ = data(input_.get(), manifest.channels * voxels(manifest.patch), "input");
+    logits_ = manifest.logits();
   }
 
   float* input() override { return input_data_; }

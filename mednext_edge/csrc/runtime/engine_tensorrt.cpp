@@ -233,14 +233,15 @@ class TensorRt : public Engine {
       fail(MEDNEXT_E_BACKEND, "the plan has ", found, " inputs or outputs of a kind; expected one, of float32");
     nvinfer1::Dims shape{};
     for (const int64_t size : {int64_t{1}, channels}) shape.d[shape.nbDims++] = static_cast<int32_t>(size);
-    for (int k = 3 - manifest.spatial_dims; k < 3; ++k)
+    const bool spatial = mode == nvinfer1::TensorIOMode::kINPUT || !manifest.classifies;
+    for (int k = 3 - manifest.spatial_dims; spatial && k < 3; ++k)
       shape.d[shape.nbDims++] = static_cast<int32_t>(manifest.patch[k]);
     if (mode == nvinfer1::TensorIOMode::kINPUT && !context_->setInputShape(name, shape))
       fail(MEDNEXT_E_BACKEND, "the plan does not take the patch of its manifest: ", log_.errors());
     const nvinfer1::Dims actual = context_->getTensorShape(name);
     if (actual.nbDims != shape.nbDims || !std::equal(shape.d, shape.d + shape.nbDims, actual.d))
       fail(MEDNEXT_E_BACKEND, "the plan's tensor ", name, " does not have the shape that its manifest says");
-    host.resize(static_cast<size_t>(channels * voxels(manifest.patch)));
+    host.resize(static_cast<size_t>(spatial ? channels * voxels(manifest.patch) : channels));
     device_.check(device_.functions().cuMemAlloc_v2(&memory, host.size() * sizeof(float)), "find memory");
     if (!context_->setTensorAddress(name, reinterpret_cast<void*>(memory)))
       fail(MEDNEXT_E_BACKEND, kName, " does not take the memory of ", name, ": ", log_.errors());

@@ -12,6 +12,7 @@ namespace mednext {
 namespace {
 
 constexpr int64_t kLongest = 1 << 20, kMostVoxels = int64_t{1} << 36;
+constexpr float kLuminance[] = {0.299f, 0.587f, 0.114f};  // of red, green and blue (ITU-R BT.601, 2.5.1)
 
 // Calls use(pointer) with the voxels as what they are.
 template <class Use>
@@ -50,18 +51,39 @@ int64_t voxel_bytes(mednext_dtype dtype) {
   fail(MEDNEXT_E_ARGUMENT, "found dtype ", static_cast<int>(dtype), "; expected one of mednext_dtype");
 }
 
-void check_geometry(const Image& image, int64_t channels) {
+void check_geometry(const Image& image, const Manifest& manifest) {
   voxel_bytes(image.dtype);
-  if (image.channels != channels)
-    fail(MEDNEXT_E_DATA, "found an image of ", image.channels, " channels; expected ", channels,
+  if (manifest.preprocessing.colour && image.channels != 1 && image.channels != 3)
+    fail(MEDNEXT_E_DATA, "found an image of ", image.channels, " channels; expected a grey one or red, green and blue");
+  if (!manifest.preprocessing.colour && image.channels != manifest.channels)
+    fail(MEDNEXT_E_DATA, "found an image of ", image.channels, " channels; expected ", manifest.channels,
          ", as many as the bundle has normalisations");
-  int64_t count = channels;
+  int64_t count = image.channels;
   for (const int64_t n : image.shape) {
     if (n < 1 || n > kLongest || (count *= n) > kMostVoxels)
       fail(MEDNEXT_E_DATA, "found an image of shape (", image.shape[0], ", ", image.shape[1], ", ", image.shape[2],
            "); expected 1 to ", kLongest, " voxels along each axis and at most ", kMostVoxels, " in all");
   }
   check_affine(image.affine);
+}
+
+Image coloured(const Image& image, std::optional<Colour> colour, std::vector<float>& storage) {
+  if (!colour) return image;
+  const int64_t size = voxels(image.shape), wanted = *colour == Colour::grey ? 1 : 3;
+  storage.resize(static_cast<size_t>(wanted * size));
+  with_type(image, [&](const auto* from) {
+    const auto at = [&](int64_t channel, int64_t i) { return static_cast<float>(from[channel * size + i]); };
+    for (int64_t c = 0; c < wanted; ++c) {
+      const int64_t source = image.channels == 1 ? 0 : *colour == Colour::bgr ? 2 - c : c;
+      float* const to = storage.data() + c * size;
+      if (wanted == 1 && image.channels == 3)
+        for (int64_t i = 0; i < size; ++i)
+          to[i] = kLuminance[0] * at(0, i) + kLuminance[1] * at(1, i) + kLuminance[2] * at(2, i);
+      else
+        for (int64_t i = 0; i < size; ++i) to[i] = at(source, i);
+    }
+  });
+  return {storage.data(), MEDNEXT_FLOAT32, wanted, image.shape, image.affine};
 }
 
 void Extent::add(const Extent& other) {

@@ -18,9 +18,13 @@ struct Image {
 // Bytes of one voxel.
 int64_t voxel_bytes(mednext_dtype dtype);
 
-// Throws Error(DATA) for sizes that no image has, channels other than `channels`, or a singular affine;
+// Throws Error(DATA) for sizes that no image has, channels that the network does not take, or a singular affine;
 // Error(ARGUMENT) for an unknown dtype.
-void check_geometry(const Image& image, int64_t channels);
+void check_geometry(const Image& image, const Manifest& manifest);
+
+// A photograph of one or three channels as the network takes it: float32 in `storage`, which must outlive the answer.
+// Where the network takes channels as they are, the image itself. The twin of mednext_edge/data/colour.py.
+Image coloured(const Image& image, std::optional<Colour> colour, std::vector<float>& storage);
 
 // Bounding box, on the image's axes, of what is non-zero in any channel.
 struct Extent {

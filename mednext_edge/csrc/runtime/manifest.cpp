@@ -42,8 +42,7 @@ Preprocessing preprocessing(const Field& field) {
               "spacing", "size", "image_order", "label_order", "anisotropy_threshold"});
   Preprocessing recipe;
   if (const auto colour = field.find("colour"); colour && !colour->is_null())
-    fail(MEDNEXT_E_BUNDLE, "found a bundle for photographs (", colour->text(),
-         "); this library takes channels as they are. Use mednext_edge.predict in Python");
+    recipe.colour = static_cast<Colour>(one_of(*colour, {"RGB", "BGR", "grey"}));
   if (const Field codes = field["orientation"]; !codes.is_null()) {
     const std::string& text = codes.text();
     std::array<int, 3> count{};
@@ -60,6 +59,8 @@ Preprocessing preprocessing(const Field& field) {
   recipe.crop_nonzero = field["crop_nonzero"].flag();
   for (const Field& entry : field["normalization"].list(kMostChannels))
     recipe.normalization.push_back(normalization(entry));
+  if (recipe.colour && recipe.normalization.size() != (*recipe.colour == Colour::grey ? 1 : 3))
+    field["normalization"].wrong("three for photographs, or one for grey ones");
   recipe.normalize_after_resampling = field["normalize_after_resampling"].flag();
   if (const Field spacing = field["spacing"]; !spacing.is_null()) {
     for (const Field& size : spacing.list(3)) recipe.spacing.push_back(size.number());
@@ -101,9 +102,10 @@ void inference(const Field& field, Manifest& manifest) {
   manifest.average_logits = one_of(field["average"], {"softmax", "logits"}) == 1;
 }
 
+// `dims`: spatial axes; none are in the answer of a classification.
 void check_tensor(const Field& field, int64_t channels, int dims) {
   if (field["dtype"].text() != "float32") field["dtype"].wrong("float32");
-  const char* layout = dims == 3 ? "NCDHW" : "NCHW";
+  const char* layout = dims == 3 ? "NCDHW" : dims == 2 ? "NCHW" : "NC";
   if (field["layout"].text() != layout) field["layout"].wrong(layout);
   const auto shape = field["shape"].list(5);
   if (static_cast<int>(shape.size()) != dims + 2) field["shape"].wrong(std::to_string(dims + 2) + " sizes");
@@ -204,8 +206,8 @@ Manifest read(const Field& field) {
   manifest.precision = field["precision"].text();
   manifest.created = optional_text(field, "created");
   const Field model = field["model"];
-  if (const auto kind = model.find("kind"); kind && one_of(*kind, {"segmentation", "classification"}) == 1)
-    fail(MEDNEXT_E_BUNDLE, "found a bundle that classifies whole images; this library makes label maps");
+  if (const auto kind = model.find("kind"))
+    manifest.classifies = one_of(*kind, {"segmentation", "classification"}) == 1;
   model.only({"kind", "family", "variant", "kernel_size", "spatial_dims", "in_channels", "classes", "parameters",
               "config"});
   manifest.spatial_dims = static_cast<int>(model["spatial_dims"].integer(2, 3));
@@ -219,7 +221,7 @@ Manifest read(const Field& field) {
   inference(field["inference"], manifest);
   manifest.labels = labels(field["labels"], manifest.outputs);
   check_tensor(field["input"], manifest.channels, manifest.spatial_dims);
-  check_tensor(field["output"], manifest.outputs, manifest.spatial_dims);
+  check_tensor(field["output"], manifest.outputs, manifest.classifies ? 0 : manifest.spatial_dims);
   manifest.patch = patch(field["input"]["patch"], manifest.spatial_dims);
   check_rest(field);
   manifest.engine = engine(field["engine"]);

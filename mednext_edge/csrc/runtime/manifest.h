@@ -13,6 +13,8 @@ namespace mednext {
 using Shape = std::array<int64_t, 3>;  // (z, y, x)
 
 enum class Scheme { zscore, ct, rescale, none };
+// How a network takes photographs: red, green and blue, these the other way round, or their luminance.
+enum class Colour { rgb, bgr, grey };
 
 struct Normalization {
   Scheme scheme = Scheme::zscore;
@@ -21,6 +23,7 @@ struct Normalization {
 };
 
 struct Preprocessing {
+  std::optional<Colour> colour;  // none takes the channels as they are
   std::optional<std::string> orientation;  // axis codes of (x, y, z), such as RAS
   std::array<int, 3> transpose{0, 1, 2};
   bool crop_nonzero = true;
@@ -36,6 +39,7 @@ struct Manifest {
   std::string name, target, precision, created;
   int spatial_dims = 3;
   int64_t channels = 1;
+  bool classifies = false;          // whole images; or else every voxel
   int64_t outputs = 1;              // channels of the logits; one alone is that of class 1, class 0 being 0
   std::vector<std::string> labels;  // by value
   Preprocessing preprocessing;
@@ -60,8 +64,9 @@ struct Manifest {
   std::vector<File> files;
 
   int64_t classes() const { return static_cast<int64_t>(labels.size()); }
-  // Throws Error(INTEGRITY) that names the field, for anything but a manifest that Python would accept and whose
-  // network segments.
+  // How many values the engine answers a patch with.
+  int64_t logits() const { return classifies ? outputs : outputs * patch[0] * patch[1] * patch[2]; }
+  // Throws Error(INTEGRITY) that names the field, for anything but a manifest that Python would accept.
   static Manifest parse(std::string_view json);
 };
 

@@ -2,6 +2,10 @@
 
 #include <unistd.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <thread>
@@ -11,6 +15,17 @@
 #include "recipe.h"
 
 namespace mednext {
+namespace {
+
+// Reading and compiling a graph takes, and frees, many times what the engine keeps. glibc would hold those pages, and
+// hold others after the next opening.
+void return_freed_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
+
+}  // namespace
 
 Model::Model(const std::string& path, const EngineOptions& options)
     : threads_(options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency())) {
@@ -18,30 +33,52 @@ Model::Model(const std::string& path, const EngineOptions& options)
   manifest_ = verify_bundle(folder);
   engine_ = open_engine(folder, manifest_, options);
   provider_ = engine_->provider();
+  return_freed_memory();
 }
 
-void Model::segment(const Image& image, const SegmentOptions& options, uint16_t* labels) {
-  check_geometry(image, manifest_.channels);
+void Model::need(bool classification) const {
+  if (classification == manifest_.classifies) return;
+  if (classification)
+    fail(MEDNEXT_E_ARGUMENT, "this bundle makes label maps; call mednext_segment or open a stream");
+  fail(MEDNEXT_E_ARGUMENT, "this bundle classifies whole images; call mednext_classify");
+}
+
+// The sliding window over a whole image; `use` gets it and the grid that it ran on, still in its turn at the engine.
+template <class Use>
+void Model::run(const Image& given, const SegmentOptions& options, const Use& use) {
   const Computation computation(*this);
   const Computation::Turn turn(*this);
   computation.check();
   const Preprocessing& recipe = manifest_.preprocessing;
+  std::vector<float> colours;
+  const Image image = coloured(given, recipe.colour, colours);
   const Extent extent = inspect(image, 0, image.shape[0], threads_);
   const Axes axes = network_axes(image.affine, recipe.orientation, recipe.transpose);
   const Grid grid = make_grid(image, recipe, axes, extent);
   check_memory(manifest_, image, grid.shape);
-  Volume scores;
+  Sliding sliding(manifest_, grid.shape, options.step, options.mirror, threads_);
   {
     const Volume prepared = prepare(image, recipe, grid, threads_);
-    Sliding sliding(manifest_, grid.shape, options.step, options.mirror, threads_);
     computation.check();
     for (int64_t window = 0; window < sliding.windows(); ++window) {
       sliding.run(window, prepared, {}, turn.engine());
       computation.report(options, window + 1, sliding.windows());
     }
-    scores = sliding.finish();
   }
-  restore(scores, grid, labels, threads_);
+  use(sliding, grid);
+}
+
+void Model::segment(const Image& image, const SegmentOptions& options, uint16_t* labels) {
+  need(false);
+  run(image, options, [&](Sliding& sliding, const Grid& grid) { restore(sliding.finish(), grid, labels, threads_); });
+}
+
+void Model::classify(const Image& image, const SegmentOptions& options, float* probabilities) {
+  need(true);
+  run(image, options, [&](Sliding& sliding, const Grid&) {
+    const std::vector<float> found = sliding.finish_classes();
+    std::copy(found.begin(), found.end(), probabilities);
+  });
 }
 
 void Computation::check() const {

@@ -31,14 +31,22 @@ class Model {
   const std::string& provider() const { return provider_; }
   int threads() const { return threads_; }
 
-  // Throws Error(DATA, ENGINE, CANCELLED). `labels` is written only when nothing was thrown.
+  // Of an image whose geometry was checked. Both throw Error(ARGUMENT) where the network answers otherwise, DATA,
+  // ENGINE, MEMORY and CANCELLED, and write only when nothing was thrown.
   void segment(const Image& image, const SegmentOptions& options, uint16_t* labels);
+  // Probabilities of the classes, averaged over all windows and slices.
+  void classify(const Image& image, const SegmentOptions& options, float* probabilities);
+  // Throws Error(ARGUMENT) unless the network answers so.
+  void need(bool classification) const;
 
   // Everything that began before this ends with Error(CANCELLED).
   void cancel() { ++cancels_; }
 
  private:
   friend class Computation;
+  template <class Use>
+  void run(const Image& given, const SegmentOptions& options, const Use& use);
+
   Manifest manifest_;
   std::unique_ptr<Engine> engine_;
   std::string provider_;

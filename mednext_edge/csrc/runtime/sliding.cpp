@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "error.h"
 #include "parallel.h"
@@ -89,7 +90,14 @@ Box Sliding::reads(int64_t window) const {
 void Sliding::run(int64_t window, const Volume& image, const Shape& origin, Engine& engine) {
   for (const Flip& flip : flips_) {
     gather(starts_[window], flip, image, origin, engine.input());
-    blend(starts_[window], flip, engine.run(), engine.provider());
+    const float* logits = engine.run();
+    if (manifest_.classifies) {  // a window's answer stands for all its voxels
+      const int64_t patch = voxels(manifest_.patch);
+      spread_.resize(static_cast<size_t>(manifest_.outputs * patch));
+      for (int64_t c = 0; c < manifest_.outputs; ++c) std::fill_n(spread_.data() + c * patch, patch, logits[c]);
+      logits = spread_.data();
+    }
+    blend(starts_[window], flip, logits, engine.provider());
   }
   const Box box = reads(window);
   const auto [ny, nx] = std::pair(manifest_.patch[1], manifest_.patch[2]);
@@ -177,6 +185,18 @@ Volume Sliding::finish() {
     for (int64_t i = 0; i < slice; ++i) score[i] /= total[i];
   });
   return std::move(scores_);
+}
+
+std::vector<float> Sliding::finish_classes() {
+  Volume scores = finish();
+  const int64_t size = voxels(scores.shape);
+  if (manifest_.average_logits) softmax(scores.data.data(), scores.channels, size);
+  std::vector<float> mean;
+  for (int64_t c = 0; c < scores.channels; ++c) {
+    const double sum = std::accumulate(scores.channel(c), scores.channel(c) + size, 0.0);
+    mean.push_back(static_cast<float>(sum / static_cast<double>(size)));
+  }
+  return mean;
 }
 
 }  // namespace mednext

@@ -24,6 +24,8 @@ class Sliding {
   void run(int64_t window, const Volume& image, const Shape& origin, Engine& engine);
   // The mean over all windows: softmax or logits, as the manifest says. The object is of no use afterwards.
   Volume finish();
+  // Of a classification, the mean of the classes' probabilities over the whole grid instead.
+  std::vector<float> finish_classes();
 
  private:
   using Flip = std::array<bool, 3>;
@@ -37,6 +39,7 @@ class Sliding {
   std::vector<Shape> starts_;  // negative where the image is smaller than the patch, and stands in its middle
   std::vector<Flip> flips_;
   std::vector<float> weights_;
+  std::vector<float> spread_;  // the logits of a classification, at every voxel of a patch
   Volume scores_;
   std::vector<float> total_;
 };

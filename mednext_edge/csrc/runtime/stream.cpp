@@ -11,7 +11,8 @@ namespace mednext {
 Stream::Stream(std::shared_ptr<Model> model, const Image& header, const SegmentOptions& options)
     : model_(std::move(model)), image_(header), options_(options), computation_(*model_) {
   const Manifest& manifest = model_->manifest();
-  check_geometry(header, manifest.channels);
+  model_->need(false);
+  check_geometry(header, manifest);
   const Preprocessing& recipe = manifest.preprocessing;
   const Axes axes = network_axes(header.affine, recipe.orientation, recipe.transpose);
   Extent everything{{0, 0, 0}, {}};
@@ -56,6 +57,7 @@ void Stream::close() {
 
 std::string Stream::why_not_early() const {
   const Preprocessing& recipe = model_->manifest().preprocessing;
+  if (recipe.colour) return "photographs are taken whole";
   if (!is_voxelwise(recipe.normalization)) return "the normalisation takes its statistics from the whole volume";
   if (grid_.resampled() && grid_.apart != slice_axis_) return "the image is resampled across its slices";
   return "";
