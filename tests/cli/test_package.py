@@ -22,3 +22,13 @@ def test_package_and_its_place(edge: Cli, bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "served" / "config.json").is_file()
     assert edge("package", bundle, "--format", "ovms", "--out", tmp_path / "served").code == 2
     assert edge("package", bundle, "--format", "tritn").code == 2
+
+
+def test_a_vendors_schema(edge: Cli, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"required": ["licence"]}')
+    args = ("--format", "openrecon", "--out", tmp_path / "out", "--schema", tmp_path / "schema.json")
+    done = edge("package", bundle, *args)
+    assert done.code == 1
+    assert "'licence' is a required property" in " ".join(done.err.split())
+    (tmp_path / "schema.json").write_text("{}")
+    assert edge("package", bundle, *args, "--json").json["schema"] == str(tmp_path / "schema.json")

@@ -91,14 +91,13 @@ typedef struct mednext_segment_options {
 } mednext_segment_options;
 #define MEDNEXT_SEGMENT_OPTIONS_INIT {sizeof(mednext_segment_options), 0.0, 0, NULL, NULL}
 
-/* An image in the caller's memory, read only, not kept after the call. A photograph is one slice of 8-bit values (or of
- * 0 to 255 in another dtype), channel after channel, not pixel after pixel; its affine is of no matter unless the bundle
- * turns images (leave that of the _INIT). */
+/* An image in the caller's memory, read only, not kept after the call. A photograph (see mednext_info.colour) is one
+ * slice of 0 to 255, grey or red, green and blue, channel after channel; its affine may stay that of the _INIT. */
 typedef struct mednext_image {
   size_t size;
   const void *voxels;  /* [channels][shape[0]][shape[1]][shape[2]], without gaps */
   mednext_dtype dtype; /* of `voxels` */
-  int64_t channels;    /* as many as the network has; of a photograph (see mednext_info.colour) 1, or 3: red, green, blue */
+  int64_t channels;    /* as many as the network takes; 1 or 3 of a photograph */
   int64_t shape[3];    /* (z, y, x), x the axis whose voxels are neighbours in memory */
   double affine[16];   /* row by row: (x, y, z, 1) voxel indices -> RAS millimetres, as in NIfTI (not DICOM's LPS) */
 } mednext_image;

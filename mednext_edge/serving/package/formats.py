@@ -15,6 +15,7 @@ from mednext_edge.bundle.manifest import MANIFEST
 from mednext_edge.bundle.swap import recover, replace, sibling, sync
 from mednext_edge.errors import TargetUnavailableError, UsageError
 from mednext_edge.registry import Registry
+from mednext_edge.serving.package.schema import check_schema
 
 MARK = "mednext-edge-package.json"
 """Says that a folder was written by this package, so that it may be replaced."""
@@ -48,17 +49,19 @@ class PackageFormat:
         title: what it is for, in words.
         targets: export targets whose bundles it can hold.
         write: (bundle, empty folder) -> fills the folder, README.md included.
+        described: the JSON file in it that the server's maker has a schema for; None where there is none.
     """
 
     title: str
     targets: tuple[str, ...]
     write: Callable[[Source, Path], None]
+    described: str | None = None
 
 
 PACKAGES: Registry[PackageFormat] = Registry("package format")
 
 
-def package(bundle: Path, form: str, out: Path, force: bool = False) -> Path:
+def package(bundle: Path, form: str, out: Path, force: bool = False, schema: Path | None = None) -> Path:
     """Write a bundle as a package.
 
     Args:
@@ -66,14 +69,20 @@ def package(bundle: Path, form: str, out: Path, force: bool = False) -> Path:
         form: name of the format.
         out: folder of the package.
         force: replace a package that is there. Anything else that is not empty is never replaced.
+        schema: the vendor's JSON schema, to check the format's own JSON file against.
 
     Raises:
         UnknownNameError: no such format.
-        UsageError: the format does not hold bundles of this target, or `out` is taken.
+        UsageError: the format does not hold bundles of this target, has nothing that a schema describes, `out` is
+            taken, or `schema` is none.
+        ExportError: what was written breaks the schema; nothing is left of it.
         IntegrityError: the bundle is damaged.
-        TargetUnavailableError: the bundle's engine is still to be built.
+        TargetUnavailableError: the bundle's engine is still to be built, or jsonschema is not installed.
     """
     kind = PACKAGES[form]
+    if schema is not None and kind.described is None:
+        able = ", ".join(sorted(name for name, other in PACKAGES.items() if other.described is not None))
+        raise UsageError(f"a package for {kind.title} has no JSON file that a schema describes; {able} have one")
     manifest = verify(bundle)
     if manifest.target not in kind.targets:
         raise UsageError(
@@ -94,6 +103,8 @@ def package(bundle: Path, form: str, out: Path, force: bool = False) -> Path:
     try:
         kind.write(Source(bundle, manifest, digest), temporary)
         mark = {"format": form, "bundle": digest, "tool_version": version("mednext-edge")}
+        if schema is not None and kind.described is not None:
+            mark["schema"] = check_schema(temporary / kind.described, schema)
         (temporary / MARK).write_text(json.dumps(mark, indent=2) + "\n")
         for path in temporary.rglob("*"):
             sync(path)

@@ -1,6 +1,7 @@
 """A container for Siemens Healthineers' OpenRecon: its label, and a Dockerfile around the MRD server.
 
-The label is described by the vendor's JSON schema 1.1.0 (`openrecon/engraving`); the models here state the same rules.
+The label is described by the vendor's JSON schema 1.1.0 (`openrecon/engraving`); the models here state the same rules,
+and a copy of the schema itself can be given to `package`.
 Known containers hold CUDA 11.8 at most, so that engines for current GPUs stay outside: on the scanner the CPU runs.
 """
 
@@ -19,6 +20,7 @@ from mednext_edge.task import Frozen
 
 LABEL = "com.siemens-healthineers.magneticresonance.openrecon.metadata:1.1.0"
 PORT = 9002
+_LABEL_FILE = "OpenReconLabel.json"
 
 _SEMVER = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
 ParameterId = Annotated[str, Field(pattern="^[A-Za-z0-9]+$")]
@@ -150,7 +152,7 @@ def write(source: Source, folder: Path) -> None:
     """Fill an empty folder with the bundle, the label, a Dockerfile and a README."""
     copy_bundle(source, folder / "bundle")
     text = label(source).model_dump_json(indent=2)
-    (folder / "OpenReconLabel.json").write_text(text + "\n")
+    (folder / _LABEL_FILE).write_text(text + "\n")
     (folder / "Dockerfile").write_text(_dockerfile(text))
     (folder / "README.md").write_text(_readme(source))
 
@@ -183,9 +185,10 @@ docker save -o OpenRecon_mednext-edge_{source.name}_V{version("mednext-edge")}.t
 ```
 
 The archive, a manual as PDF of the same name beside it, and both in a ZIP file (Deflate) of that name are what the
-scanner imports. `OpenReconLabel.json` is the label in the image, in clear. The container was not run on a scanner by
-its makers: `docker run -p {PORT}:{PORT} {tag}` starts the same MRD server anywhere.
+scanner imports. `{_LABEL_FILE}` is the label in the image, in clear. `mednext-edge package --format openrecon --schema
+FILE` checks it against the vendor's own schema, version {LABEL.rpartition(":")[2]}. The container was not run on a
+scanner by its makers: `docker run -p {PORT}:{PORT} {tag}` starts the same MRD server anywhere.
 """
 
 
-PACKAGES.add("openrecon", PackageFormat("OpenRecon", ("openvino", "onnx"), write))
+PACKAGES.add("openrecon", PackageFormat("OpenRecon", ("openvino", "onnx"), write, _LABEL_FILE))

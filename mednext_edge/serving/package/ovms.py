@@ -74,4 +74,4 @@ checked by opening them with OpenVINO from here.
 """
 
 
-PACKAGES.add("ovms", PackageFormat("OpenVINO Model Server", ("openvino",), write))
+PACKAGES.add("ovms", PackageFormat("OpenVINO Model Server", ("openvino",), write, "config.json"))
