@@ -1,0 +1,94 @@
+"""What became of everything that was sent, and whether the service grew meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+
+RIGHT, WRONG, LOST, DOUBLED, FAILED = "right", "wrong", "lost", "doubled", "failed"
+OUTCOMES = (RIGHT, WRONG, LOST, DOUBLED, FAILED)
+WARM = 30
+"""Answers until the allocator and the engine hold what they keep."""
+WINDOW = 20
+"""Answers over which the resident memory is averaged, at either end."""
+LEAST = WARM + 2 * WINDOW
+
+
+@dataclass(frozen=True)
+class ServingSoak:
+    """A soak: how many ended in which way, and resident memory of the service in MB (1e6 bytes)."""
+
+    outcomes: dict[str, int]
+    start_mb: float
+    end_mb: float
+    highest_mb: float
+
+    @property
+    def growth_mb(self) -> float:
+        return self.end_mb - self.start_mb
+
+
+def judge(answers: Sequence[bytes], expected: bytes) -> str:
+    """One outcome for the answers to one question: exactly one, and that one, is right."""
+    if not answers:
+        return LOST
+    if len(answers) > 1:
+        return DOUBLED
+    return RIGHT if answers[0] == expected else WRONG
+
+
+def references(found: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """The one answer to each question, as given while nothing else was asked.
+
+    Raises:
+        RuntimeError: a question has no answer or several, or two have the same, so that mix-ups would not be seen.
+    """
+    single = [answers[0] for answers in found if len(answers) == 1]
+    if len(set(single)) != len(found):
+        raise RuntimeError(f"found {len(set(single))} different answers to {len(found)} questions before the soak")
+    return single
+
+
+def soak(
+    send: Callable[[int], str],
+    count: int,
+    at_once: int,
+    resident_mb: Callable[[], float],
+    progress: Callable[[int, int], None],
+) -> ServingSoak:
+    """Call `send(0)` to `send(count - 1)`, so many at once, each of which says its outcome.
+
+    A broken connection and a refusal, which it raises, count as failed.
+
+    Args:
+        count: at least `LEAST`.
+        resident_mb: of the service; asked after every answer.
+    """
+    if count < LEAST:
+        raise ValueError(f"found {count} to send; expected {LEAST} or more, of which the first {WARM} are a warm-up")
+
+    def attempt(number: int) -> str:
+        try:
+            return send(number)
+        except (OSError, EOFError, ValueError):
+            return FAILED
+
+    outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
+    held: list[float] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        for done in as_completed([pool.submit(attempt, number) for number in range(count)]):
+            outcomes[done.result()] += 1
+            held.append(resident_mb())
+            progress(len(held), count)
+    start, end, highest = memory(held)
+    return ServingSoak(dict(outcomes), start, end, highest)
+
+
+def memory(held: Iterable[float]) -> tuple[float, float, float]:
+    """Mean after the warm-up, mean at the end, and the most in between."""
+    warm = list(held)[WARM:]
+    return float(np.mean(warm[:WINDOW])), float(np.mean(warm[-WINDOW:])), max(warm)
