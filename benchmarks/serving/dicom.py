@@ -95,8 +95,11 @@ class Modality:
         association = entity.associate("127.0.0.1", self._port, ae_title=CALLED)
         if not association.is_established:
             raise ConnectionError("the service takes no association")
-        statuses = [association.send_c_store(one).get("Status") for one in slices]
+        for one in slices:
+            # No status: the peer closed the association, or its answer did not come in time.
+            status = association.send_c_store(one).get("Status")
+            if status != 0:
+                association.abort()
+                raise ConnectionError(f"the service answered a slice with {status}")
         association.release()
-        if any(statuses):
-            raise ConnectionError(f"the service answered {statuses}")
         return self._archive.wait(str(slices[0].StudyInstanceUID))

@@ -20,9 +20,16 @@ LEAST = WARM + 2 * WINDOW
 
 @dataclass(frozen=True)
 class ServingSoak:
-    """A soak: how many ended in which way, and resident memory of the service in MB (1e6 bytes)."""
+    """A soak.
+
+    Attributes:
+        outcomes: how many ended in which way.
+        failures: of those that failed, how many for which reason.
+        start_mb, end_mb, highest_mb: resident memory of the service, 1e6 bytes.
+    """
 
     outcomes: dict[str, int]
+    failures: dict[str, int]
     start_mb: float
     end_mb: float
     highest_mb: float
@@ -71,10 +78,13 @@ def soak(
     if count < LEAST:
         raise ValueError(f"found {count} to send; expected {LEAST} or more, of which the first {WARM} are a warm-up")
 
+    failures: Counter[str] = Counter()
+
     def attempt(number: int) -> str:
         try:
             return send(number)
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError) as error:
+            failures[f"{type(error).__name__}: {error}"] += 1
             return FAILED
 
     outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
@@ -85,7 +95,7 @@ def soak(
             held.append(resident_mb())
             progress(len(held), count)
     start, end, highest = memory(held)
-    return ServingSoak(dict(outcomes), start, end, highest)
+    return ServingSoak(dict(outcomes), dict(failures), start, end, highest)
 
 
 def memory(held: Iterable[float]) -> tuple[float, float, float]:

@@ -75,6 +75,26 @@ def test_scanner_gives_the_labels_of_python(
     np.testing.assert_array_equal(labels.affine, nib.load(tmp_path / "image.nii").affine)
 
 
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["scanner", "scanner_stream"])
+def test_a_demo_case_in_c_and_in_cpp(
+    examples: Path, demo_bundle: Path, hippocampus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """The shipped model on a real case: Python's label on 99.99 % of the voxels."""
+    import openvino
+
+    monkeypatch.setenv("MEDNEXT_OPENVINO_LIBRARY", str(Path(openvino.__file__).parent / "libs"))
+    case = sorted((hippocampus / "imagesTr").glob("*.nii.gz"))[0]
+    nib.save(nib.load(case), tmp_path / "image.nii")
+    done = run(examples / program, demo_bundle, tmp_path / "image.nii", tmp_path / "labels.nii")
+    assert done.returncode == 0, done.stderr
+    with mx.open(demo_bundle) as session:
+        expected = mx.predict(session, case)
+    assert len(np.unique(expected)) == 3
+    assert (read_labels(tmp_path / "labels.nii").array != expected).sum() <= 1e-4 * expected.size
+
+
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (2, 3)])
 def test_stream_reads_either_geometry(
     examples: Path, fake_edge: EdgeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: tuple[int, int]

@@ -136,13 +136,11 @@ def test_types(fake_edge: EdgeLibrary, tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.data
-def test_demo_labels_are_those_of_python(hippocampus: Path, tmp_path: Path) -> None:
+def test_demo_labels_are_those_of_python(hippocampus: Path, demo_bundle: Path) -> None:
     """The shipped hippocampus model on its real data: the same label on 99.99 % of the voxels."""
-    deploy = mx.fuse(mx.load("demo:hippocampus"))
-    bundle = mx.export(deploy, target="openvino", precision="fp32", out=tmp_path / "hippocampus")
     cases = sorted((hippocampus / "imagesTr").glob("*.nii.gz"))[:2]
     different = voxels = 0
-    with mx.open(bundle) as session, EdgeLibrary(installed_library()).open(bundle) as model:
+    with mx.open(demo_bundle) as session, EdgeLibrary(installed_library()).open(demo_bundle) as model:
         for case in cases:
             volume = read_image(case)
             labels = model.segment(volume)

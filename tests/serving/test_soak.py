@@ -42,12 +42,13 @@ def test_everything_that_was_sent_is_counted() -> None:
         with lock:
             seen.append(number)
         if number % 10 == 9:
-            raise ConnectionResetError
+            raise ConnectionResetError("gone")
         return WRONG if number % 10 == 8 else RIGHT
 
     found = soak(send, LEAST, 3, lambda: next(held), lambda done, total: None)
     assert sorted(seen) == list(range(LEAST))
     assert found.outcomes == {RIGHT: 56, WRONG: 7, LOST: 0, DOUBLED: 0, FAILED: 7}
+    assert found.failures == {"ConnectionResetError: gone": 7}
     assert (found.start_mb, found.end_mb, found.highest_mb, found.growth_mb) == (9.5, 29.5, 39, 20)
     with pytest.raises(ValueError, match=f"{LEAST} or more"):
         soak(send, LEAST - 1, 1, lambda: 0, lambda done, total: None)

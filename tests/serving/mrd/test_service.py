@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import urllib.request
@@ -15,7 +16,7 @@ import pytest
 
 import mednext_edge as mx
 from mednext_edge.data.volume import Volume
-from mednext_edge.errors import UsageError
+from mednext_edge.errors import IntegrityError, UsageError
 from mednext_edge.serving.mrd.service import MrdService
 from mednext_edge.serving.mrd.volumes import volume
 from mednext_edge.serving.mrd.wire import Image, MrdLimits, Wire
@@ -111,6 +112,26 @@ def test_stopping_does_not_wait_for_clients(segmenter: Segmenter) -> None:
 def test_port_in_use(segmenter: Segmenter, running: MrdService) -> None:
     with pytest.raises(UsageError, match="choose another --port"):
         MrdService("127.0.0.1", running.port, segmenter, "labels", MrdLimits(), lambda *_, **__: None)
+    assert running.http is not None
+    with pytest.raises(UsageError, match="choose another --http-port"):
+        MrdService("127.0.0.1", 0, segmenter, "labels", MrdLimits(), lambda *_, **__: None, running.http.port)
+
+
+def test_a_bundle_that_changes_while_it_is_served_ends_the_service(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    opened = Segmenter(tmp_path / "bundle")
+    service = MrdService("127.0.0.1", 0, opened, "labels", MrdLimits(), lambda *_, **__: None)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(service.run)
+        data = session(np.full((2, 9, 9), 7, np.uint16))
+        assert len(talk(service.port, data)) == 2
+        weights = tmp_path / "bundle" / "model.bin"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+        with pytest.raises(EOFError):  # closed without an answer
+            talk(service.port, data)
+        with pytest.raises(IntegrityError, match=r"model\.bin"):
+            running.result(60)
+    opened.close()
 
 
 def test_the_command(serve: Serve, bundle: Path) -> None:
