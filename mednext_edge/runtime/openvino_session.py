@@ -84,6 +84,9 @@ class OpenVinoSession(Session):
         threads: int | None = None,
     ) -> None:
         core = ov.Core()
+        # Weights would else be read from the file while patches run: a file that is changed or cut then would change
+        # the answers, or end the process.
+        core.set_property({"ENABLE_MMAP": False})
         if device.split(".")[0].split(":")[0] not in {d.split(".")[0] for d in core.available_devices} | {
             "AUTO",
             "MULTI",

@@ -62,6 +62,7 @@ API int ov_core_create(ov_core** core) {
   return 0;
 }
 API void ov_core_free(ov_core* core) { delete core; }
+API int ov_core_set_property(const ov_core*, const char*, ...) { return 0; }
 API int ov_core_get_available_devices(const ov_core*, Devices* devices) {
   static char name[] = "CPU";
   static char* names[] = {name};

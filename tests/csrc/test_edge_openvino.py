@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import mednext_edge as mx
 from benchmarks.edge.library import BACKEND, EdgeLibrary, Failure
+from mednext_edge.data.volume import Volume
 from tests.csrc.edge_bundles import compile_native, fake_task, installed_library, write_fake_bundle
 from tests.csrc.host_library import compiler
 
@@ -63,9 +67,25 @@ def test_the_wheel_beside_ours_is_found(tmp_path: Path) -> None:
     assert "cannot read the model" in done.stdout
 
 
-def test_a_missing_engine_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
+def test_a_file_that_changes_while_the_bundle_is_open(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The weights that were checked are the ones that are used: nothing is read from the file later."""
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    weights = tmp_path / "bundle" / "model.bin"
+    volume = Volume(np.random.default_rng(0).normal(size=(1, 17, 19, 18)).astype(np.float32), np.eye(4))
+    with EdgeLibrary(installed_library()).open(tmp_path / "bundle") as model, mx.open(tmp_path / "bundle") as session:
+        assert str(weights) not in Path("/proc/self/maps").read_text()
+        native, ours = model.segment(volume), mx.predict(session, volume)
+        with weights.open("r+b") as file:
+            file.write(bytes(weights.stat().st_size))
+        np.testing.assert_array_equal(model.segment(volume), native)
+        np.testing.assert_array_equal(mx.predict(session, volume), ours)
+        with weights.open("r+b") as file:
+            file.truncate(0)
+        np.testing.assert_array_equal(model.segment(volume), native)
+        np.testing.assert_array_equal(mx.predict(session, volume), ours)
 
+
+def test_a_missing_engine_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_fake_bundle(tmp_path / "bundle", fake_task())
     library = EdgeLibrary(Path(shutil.copy(installed_library(), tmp_path)))
     monkeypatch.setenv("MEDNEXT_OPENVINO_LIBRARY", str(tmp_path / "nowhere.so"))

@@ -65,6 +65,9 @@ class OpenVino : public Engine {
       ov_.ov_version_free(&version);
     }
     check(ov_.ov_core_create(core_.out()), "start");
+    // Its weights would else be read from the file while patches run: a file that is changed or cut then would change
+    // the labels, or end the process.
+    check(ov_.ov_core_set_property(core_.get(), "", "ENABLE_MMAP", "NO"), "be kept from mapping files");
     const std::string file = (folder / std::filesystem::u8path(manifest.engine.file)).u8string();
     Owned<ov_model> model(ov_.ov_model_free);
     check(ov_.ov_core_read_model(core_.get(), file.c_str(), nullptr, model.out()), "read the model");

@@ -41,6 +41,7 @@ struct Devices {
   X(void, ov_version_free, (Version*))                                                                          \
   X(Status, ov_core_create, (ov_core**))                                                                        \
   X(void, ov_core_free, (ov_core*))                                                                             \
+  X(Status, ov_core_set_property, (const ov_core*, const char*, ...))                                           \
   X(Status, ov_core_get_available_devices, (const ov_core*, Devices*))                                          \
   X(void, ov_available_devices_free, (Devices*))                                                                \
   X(Status, ov_core_read_model, (const ov_core*, const char*, const char*, ov_model**))                         \
