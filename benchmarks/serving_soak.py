@@ -58,7 +58,7 @@ def mrd(
     with started("mrd", bundle) as service:
         client, start = MrdClient(service.port), time.perf_counter()
         found = soak(client.send, sessions, at_once, service.resident_mb, tell)
-        show(found, start, as_json, service="mrd", bundle=bundle.name, at_once=at_once)
+        show(found, start, as_json, service, kind="mrd", bundle=bundle.name, at_once=at_once)
 
 
 @app.command()
@@ -74,13 +74,14 @@ def dicom(
         with started("dicom", bundle, *options, "--quiet", 1) as service:
             modality, start = Modality(service.port, archive), time.perf_counter()
             found = soak(modality.send, series, at_once, service.resident_mb, tell)
-            more = {"service": "dicom", "bundle": bundle.name, "at_once": at_once, "sent_again": archive.repeated}
-            show(found, start, as_json, **more)
+            more = {"kind": "dicom", "bundle": bundle.name, "at_once": at_once, "sent_again": archive.repeated}
+            show(found, start, as_json, service, **more)
 
 
-def show(found: ServingSoak, start: float, as_json: bool, **more: Any) -> None:
+def show(found: ServingSoak, start: float, as_json: bool, service: Service, **more: Any) -> None:
     seconds = time.perf_counter() - start
-    report = {**more, **asdict(found), "growth_mb": found.growth_mb, "seconds": seconds}
+    figures = {**asdict(found), "growth_mb": found.growth_mb, "complaints": service.complaints(), "seconds": seconds}
+    report = {**more, **figures}
     if as_json:
         print(json.dumps({**report, "environment": environment().model_dump()}, indent=2))
     else:

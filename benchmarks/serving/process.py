@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,11 +38,16 @@ class Service:
         """What it holds in memory, in MB (1e6 bytes)."""
         return float(self.process.memory_info().rss) / 1e6
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """Events of one name, in whole lines of the log."""
+    def events(self) -> list[dict[str, Any]]:
+        """What it has told so far, in whole lines."""
         lines = self.log.read_text().splitlines(keepends=True)
-        found = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [event for event in found if event["event"] == name]
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def complaints(self) -> dict[str, int]:
+        """How often it warned of what, or named an error."""
+        told = [event for event in self.events() if event["level"] != "info"]
+        words = (" ".join(str(e[key]) for key in ("event", "outcome", "kind", "reason") if key in e) for e in told)
+        return dict(Counter(words))
 
 
 @contextmanager
@@ -61,11 +67,11 @@ def serving(folder: Path, kind: str, *options: object) -> Iterator[Service]:
     try:
         end = time.monotonic() + START_S
         service = Service(0, psutil.Process(started.pid), log)
-        while not service.events("listening"):
+        while not (listening := [event for event in service.events() if event["event"] == "listening"]):
             if started.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{' '.join(command)} does not listen: {errors.read_text()[-2000:]}")
             time.sleep(0.1)
-        yield Service(service.events("listening")[0]["port"], service.process, log)
+        yield Service(listening[0]["port"], service.process, log)
     finally:
         started.terminate()
         try:
