@@ -92,6 +92,7 @@ class Modality:
         slices = make_slices(self._series[kind])
         entity = AE(ae_title=TITLE)
         entity.add_requested_context(MRImageStorage)
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_S
         association = entity.associate("127.0.0.1", self._port, ae_title=CALLED)
         if not association.is_established:
             raise ConnectionError("the service takes no association")

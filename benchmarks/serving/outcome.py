@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,11 +26,13 @@ class ServingSoak:
     Attributes:
         outcomes: how many ended in which way.
         failures: of those that failed, how many for which reason.
+        slowest_s: from a question to its answer.
         start_mb, end_mb, highest_mb: resident memory of the service, 1e6 bytes.
     """
 
     outcomes: dict[str, int]
     failures: dict[str, int]
+    slowest_s: float
     start_mb: float
     end_mb: float
     highest_mb: float
@@ -80,22 +83,27 @@ def soak(
 
     failures: Counter[str] = Counter()
 
-    def attempt(number: int) -> str:
+    def attempt(number: int) -> tuple[str, float]:
+        start = time.perf_counter()
         try:
-            return send(number)
+            outcome = send(number)
         except (OSError, EOFError, ValueError) as error:
             failures[f"{type(error).__name__}: {error}"] += 1
-            return FAILED
+            outcome = FAILED
+        return outcome, time.perf_counter() - start
 
     outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
     held: list[float] = []
+    slowest = 0.0
     with ThreadPoolExecutor(at_once) as pool:
         for done in as_completed([pool.submit(attempt, number) for number in range(count)]):
-            outcomes[done.result()] += 1
+            outcome, seconds = done.result()
+            outcomes[outcome] += 1
+            slowest = max(slowest, seconds)
             held.append(resident_mb())
             progress(len(held), count)
     start, end, highest = memory(held)
-    return ServingSoak(dict(outcomes), dict(failures), start, end, highest)
+    return ServingSoak(dict(outcomes), dict(failures), slowest, start, end, highest)
 
 
 def memory(held: Iterable[float]) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom import Dataset
+from pydicom.uid import JPEG2000Lossless
 
 import mednext_edge as mx
 from mednext_edge.data import dicom_seg
@@ -31,10 +32,11 @@ from mednext_edge.serving.dicom import service
 from mednext_edge.serving.dicom.config import DicomConfig
 from mednext_edge.serving.dicom.spool import Spool
 from mednext_edge.serving.segmenter import Segmenter
-from tests.data.dicom_series import dciodvfy, on_grid, save_slices
+from tests.data.dicom_series import dciodvfy, make_slices, on_grid, save_slices
 from tests.serving.conftest import connects, free_port, need, storescu, wait_for
 
 from .conftest import StartNode
+from .test_receiver import send
 
 
 @pytest.mark.parametrize("name", ["dicom_hippocampus", "dicom_mr_t1"])
@@ -173,6 +175,19 @@ def test_two_interleaved_series_are_two_objects(start_node: StartNode, slices: l
     assert storescu(node.port, tmp_path / "series").returncode == 0
     node.wait("send", 2)
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_jpeg_2000_gives_the_labels_of_the_plain_series(start_node: StartNode, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 500, (6, 40, 48)).astype(np.int16)
+    plain, compressed = make_slices(voxels), make_slices(voxels)
+    for one in compressed:
+        one.compress(JPEG2000Lossless, generate_instance_uid=False)
+    node = start_node(f"file:{tmp_path}", quiet_s=0.5)
+    assert send(node, *plain) == send(node, *compressed) == [0] * 6
+    node.wait("send", 2)
+    first, second = (highdicom.seg.segread(file) for file in tmp_path.glob("*.dcm"))
+    assert first.SOPInstanceUID != second.SOPInstanceUID
+    assert first.PixelData == second.PixelData
 
 
 @pytest.mark.parametrize("kind", ["gap", "tilt", "orientation"])
