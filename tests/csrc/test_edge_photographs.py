@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import mednext_edge as mx
-from benchmarks.edge.library import ARGUMENT, DATA, EdgeLibrary, Failure, segment_options
+from benchmarks.edge.library import ARGUMENT, DATA, EdgeLibrary, Failure, Info, segment_options
 from mednext_edge.data.colour import Colour
 from mednext_edge.data.volume import Volume
 from mednext_edge.models.families import FAMILIES
@@ -109,6 +110,15 @@ def test_the_other_call_is_named(fake_edge: EdgeLibrary, tmp_path: Path) -> None
         pytest.raises(Failure, match="NaN or infinite logits"),
     ):
         model.classify(volume)
+
+
+def test_a_program_that_knows_no_kinds(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
+    """Built with the header of before: nothing is written behind its structure."""
+    info = Info(kind=77, colour=b"kept")
+    info.size = Info.kind.offset
+    with fake_edge.open(write_fake_bundle(tmp_path / "bundle", fake_task(photographs("RGB"), patch=(16, 12)))) as model:
+        fake_edge.call("describe", model.handle, ctypes.byref(info))
+    assert (info.name, info.kind, info.colour, info.size) == (b"fake", 77, b"kept", Info.kind.offset)
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])
