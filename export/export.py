@@ -13,6 +13,7 @@ from mednext_edge.data.dataset import Dataset
 from mednext_edge.errors import UsageError
 
 # Importing a target's file puts it into the table.
+from mednext_edge.export import native as _native  # noqa: F401
 from mednext_edge.export import onnx as _onnx  # noqa: F401
 from mednext_edge.export import openvino as _openvino  # noqa: F401
 from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
@@ -86,6 +87,7 @@ def export(
     build = build or BuildOptions()
     check_build(target, precision, build, dynamic)
     check_kinds(int8_layers, precision)
+    check_network(model, target, chosen=bool(int8_layers) or choose is not None)
     size = check_sizes(model, patch, build)
     if dynamic and not takes_any_size(model):
         raise UsageError(f"found --dynamic; this network is declared to take the patch {size} alone")
@@ -119,7 +121,7 @@ def export(
                 plan = choose(entry, job, plan, patches)
             refused = entry.refuses(job, plan) if entry.refuses is not None else ()
             plan = plan.keeping(plan.float_layers.union(refused))
-            job = replace(job, graph=plan.apply(graph), refused=refused)
+            job = replace(job, graph=plan.apply(graph), refused=refused, plan=plan)
         engine = entry.write(job, folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size
@@ -284,6 +286,28 @@ def check_build(target: str, precision: str, build: BuildOptions, dynamic: bool)
     elif build != BuildOptions():
         others = ", ".join(name for name, entry in TARGETS.items() if entry.check is not None)
         raise UsageError(f"found options for NVIDIA's builders with target {target}; they belong to {others}")
+
+
+def check_network(model: LoadedModel, target: str, *, chosen: bool) -> None:
+    """Refuse a network that a target has no engine for, or a choice of layers where it has none.
+
+    Args:
+        model: in training or deploy form.
+        target: its name.
+        chosen: whether layers are to stay in float.
+
+    Raises:
+        ExportError: there is no engine for this network.
+        UsageError: its engine has no float form of a layer.
+    """
+    entry = TARGETS[target]
+    if entry.accepts is not None:
+        entry.accepts(model)
+    if entry.whole and chosen:
+        raise UsageError(
+            f"found --int8-layers or --accuracy-control with target {target}, whose engine has all of them in INT8; "
+            "export with --target openvino"
+        )
 
 
 def check_kinds(kinds: tuple[str, ...], precision: str) -> None:

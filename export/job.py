@@ -15,7 +15,7 @@ from mednext_edge.evaluation.gate import GateResult
 from mednext_edge.evaluation.limits import Limits
 from mednext_edge.evaluation.report import Report
 from mednext_edge.export.control import AccuracyControl
-from mednext_edge.export.export import check_build, check_kinds, check_sizes, export, target_of
+from mednext_edge.export.export import check_build, check_kinds, check_network, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress, in_int8
 from mednext_edge.export.tune import FILE as TUNING
@@ -121,6 +121,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     model = load(request.checkpoint)
     progress("load", 1, 1)
     limits = request.limits.of(model.task.model.kind)
+    check_network(model, request.target, chosen=bool(request.int8_layers) or request.accuracy_control)
     patch = check_sizes(model, request.patch, request.build)
     if request.tune is not None:
         check_tunable(model, Setting(request.target, entry, precision, patch, request.int8_layers))

@@ -74,6 +74,7 @@ class Job:
         build: for NVIDIA's targets.
         progress: told of calibration and build.
         refused: names of layers that `Target.refuses` named; they are in float.
+        plan: what is INT8 in the graph; None where nothing is.
     """
 
     model: LoadedModel
@@ -83,6 +84,7 @@ class Job:
     build: BuildOptions = field(default_factory=BuildOptions)
     progress: Progress = silent
     refused: tuple[str, ...] = ()
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ class Target:
         trial: opens a graph as its engines would run it, or nearly so, without writing a file.
         refuses: names of the layers of a plan that this machine's engine has no INT8 kernel for in the job's precision;
             the job's graph is still in float. None for engines that compute such layers in float by themselves.
+        accepts: refuses, with ExportError, networks that its engine has no form of, before the work begins; None for
+            targets that take any.
+        whole: its engine has no float form of a layer, so that there is nothing to choose.
         stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """
 
@@ -124,6 +129,8 @@ class Target:
     check: Callable[[BuildOptions, str], None] | None = None
     stand_in: Callable[[Path, Manifest], Session] | None = None
     refuses: Callable[[Job, Plan], tuple[str, ...]] | None = None
+    accepts: Callable[[LoadedModel], object] | None = None
+    whole: bool = False
 
     def check_precision(self, name: str, precision: str) -> None:
         """Raises UnknownNameError when this target does not come in that precision."""

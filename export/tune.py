@@ -107,7 +107,7 @@ def check_tunable(model: LoadedModel, setting: Setting) -> None:
     Raises:
         UsageError: a target that takes one form alone, or a network that was trained in INT8, in its one form.
     """
-    if PARITY not in setting.target.rewrites or setting.target.trial is None:
+    if PARITY not in setting.target.rewrites or setting.target.whole:
         raise UsageError(f"found --tune with target {setting.name}; it has one form of every block alone")
     if model.quantization is not None:
         raise UsageError(

@@ -141,10 +141,10 @@ def _stock(precision: str) -> Callable[[Path, Model, int | None], Session]:
     return opened
 
 
-def _write_ours(precision: str) -> Callable[[LoadedModel, Path], None]:
+def _write_ours(target: str, precision: str) -> Callable[[LoadedModel, Path], None]:
     def write(model: LoadedModel, folder: Path) -> None:
         given = noise(model, model.task.inference.patch) if precision.startswith("int8") else None
-        mx.export(model, target="openvino", precision=precision, calibration=given, out=folder / BUNDLE)
+        mx.export(model, target=target, precision=precision, calibration=given, out=folder / BUNDLE)
 
     return write
 
@@ -165,4 +165,5 @@ for _precision in ("fp32", "bf16"):
     ENGINES.add(f"stock openvino {_precision}", Engine(_precision, False, _write_stock, _stock(_precision)))
 ENGINES.add("stock nncf int8", Engine("int8", False, _write_nncf, _stock("int8")))
 for _precision in ("fp32", "bf16", "int8", "int8-bf16"):
-    ENGINES.add(f"ours {_precision}", Engine(_precision, True, _write_ours(_precision), _ours))
+    ENGINES.add(f"ours {_precision}", Engine(_precision, True, _write_ours("openvino", _precision), _ours))
+ENGINES.add("ours native int8", Engine("int8", True, _write_ours("native", "int8"), _ours))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mednext_edge.nvidia.recipe import HardwareCompatibility
 
 # As in the table of targets, which is not imported for a help text; a test compares the two.
-TARGETS = ("onnx", "openvino", "trt", "trt-rtx")
+TARGETS = ("native", "onnx", "openvino", "trt", "trt-rtx")
 INT8_LAYERS = ("pointwise", "strided", "thin", "depthwise", "transposed", "dense", "norm")
 ESTIMATORS = ("least-error", "percentile", "min-max")
 COMPATIBILITY = ("none", "ampere+", "same-cc")

@@ -42,6 +42,17 @@ def openvino() -> Found:
     return Found([f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME').strip()})" for name in core.available_devices])
 
 
+FAST = ("avx512_vnni", "avx512_bf16")
+"""Instruction sets for which the native engine has INT8 products of its own."""
+
+
+def native() -> Found:
+    from mednext_edge.ops import cpu_library
+
+    isa = cpu_library.isa()
+    return Found([f"CPU ({isa}{'' if isa in FAST else '; made for AVX-512 VNNI'})"])
+
+
 def onnx() -> Found:
     import onnx
     import onnxruntime
@@ -98,6 +109,7 @@ def _memory_problem() -> str | None:
 
 PROBES: dict[str, Callable[[], Found]] = {
     "openvino": openvino,
+    "native": native,
     "onnx": onnx,
     "trt": tensorrt,
     "trt-rtx": tensorrt_rtx,

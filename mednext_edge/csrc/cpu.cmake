@@ -2,7 +2,8 @@
 # ctypes; no Python headers, so that one build serves every interpreter.
 find_package(Threads REQUIRED)
 set(cpu ${CMAKE_CURRENT_LIST_DIR}/cpu)
-add_library(mednext_cpu SHARED ${CMAKE_CURRENT_LIST_DIR}/runtime/cpu_features.cpp ${cpu}/dispatch.cpp ${cpu}/ffn_packed.cpp ${cpu}/ops.cpp)
+add_library(mednext_cpu SHARED ${CMAKE_CURRENT_LIST_DIR}/runtime/cpu_features.cpp ${cpu}/dispatch.cpp ${cpu}/ops.cpp
+  ${cpu}/int8/block.cpp ${cpu}/int8/net.cpp)
 target_include_directories(mednext_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)
 target_link_libraries(mednext_cpu PRIVATE Threads::Threads)
 target_compile_options(mednext_cpu PRIVATE
@@ -11,15 +12,16 @@ target_compile_options(mednext_cpu PRIVATE
 # One object for each instruction set; the best that the processor has is chosen at run time.
 set(sets plain)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$" AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-  list(APPEND sets avx2 avx512 avx512_vnni)
+  list(APPEND sets avx2 avx512 avx512_vnni avx512_bf16)
   target_compile_definitions(mednext_cpu PRIVATE MEDNEXT_CPU_X86)
 endif()
 set(flags_plain "")
 set(flags_avx2 -mavx2 -mfma)
 set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma)
 set(flags_avx512_vnni ${flags_avx512} -mavx512vnni -mavx512vbmi)
+set(flags_avx512_bf16 ${flags_avx512_vnni} -mavx512bf16)
 foreach(set IN LISTS sets)
-  add_library(mednext_cpu_${set} OBJECT ${cpu}/isa.cpp)
+  add_library(mednext_cpu_${set} OBJECT ${cpu}/isa.cpp ${cpu}/int8/isa.cpp)
   target_include_directories(mednext_cpu_${set} PRIVATE ${CMAKE_CURRENT_LIST_DIR}/include)
   set_target_properties(mednext_cpu_${set} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   # Optimised in any build: without it, the kernels are a hundred times slower.
@@ -34,4 +36,5 @@ install(TARGETS mednext_cpu
   LIBRARY DESTINATION mednext_edge/lib
   RUNTIME DESTINATION mednext_edge/lib)
 install(FILES ${CMAKE_CURRENT_LIST_DIR}/include/mednext_cpu.h ${CMAKE_CURRENT_LIST_DIR}/include/mednext_cpu_ops.h
+  ${CMAKE_CURRENT_LIST_DIR}/include/mednext_cpu_net.h
   DESTINATION mednext_edge/include)

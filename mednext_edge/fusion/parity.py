@@ -19,6 +19,7 @@ class ParityConvTranspose(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        self.kernel, self.dims = weight.shape[-1], weight.dim() - 2
         self.paddings: list[tuple[int, ...]] = []
         for i, (sub, padding) in enumerate(parity_weights(weight)):
             self.register_parameter(f"weight_{i}", nn.Parameter(sub))

@@ -1,6 +1,6 @@
 """Our operators for CPUs, of `libmednext_cpu`, called with addresses.
 
-Channels-last; float32 but for the feed-forward in INT8. The header `mednext_cpu_ops.h` says what each computes.
+Channels-last float32, but for networks in INT8. The header `mednext_cpu_ops.h` says what each computes.
 """
 
 from __future__ import annotations
@@ -16,19 +16,33 @@ from mednext_edge.cpu import library_path, load
 from mednext_edge.errors import MednextEdgeError
 
 
+def _pointers(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
 class Layer(ctypes.Structure):
     """`mednext_cpu_dwconv3d` of the header."""
 
     _fields_ = (*((name, ctypes.c_int64) for name in "ndhwc"), ("kernel", ctypes.c_int32), ("stride", ctypes.c_int32))
 
 
-class FeedForward(ctypes.Structure):
-    """`mednext_cpu_ffn` of the header."""
+class DenseLayer(ctypes.Structure):
+    """`mednext_cpu_dense` of the header."""
+
+    _fields_ = (*((name, ctypes.c_int64) for name in ("c_in", "c_out")), *_pointers("weight", "bias"))
+
+
+class NetBlock(ctypes.Structure):
+    """`mednext_cpu_block` of the header."""
 
     _fields_ = (
+        *((name, ctypes.c_int32) for name in ("form", "kernel", "depth", "residual")),
         *((name, ctypes.c_int64) for name in ("c_in", "hidden", "c_out")),
-        *((name, ctypes.c_void_p) for name in ("expand", "compress", "table")),
-        *((f"{part}_{name}", ctypes.c_void_p) for part in ("expand", "compress") for name in ("scale", "bias")),
+        ("in_step", ctypes.c_float),
+        *_pointers("depthwise", "depthwise_scale"),
+        *((name, ctypes.c_float) for name in ("eps", "norm_step")),
+        *_pointers("expand", "expand_scale", "expand_bias", "table", "compress", "compress_scale", "compress_bias"),
+        *_pointers("shortcut", "shortcut_scale", "shortcut_bias"),
     )
 
 
@@ -39,9 +53,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dwconv3d_weight": (_LAYER, *(_POINTER,) * 3, _THREADS),
     "channel_norm": (*(_SIZE,) * 3, *(_POINTER,) * 3, ctypes.c_double, *(_POINTER,) * 3, _THREADS),
     "channel_norm_backward": (*(_SIZE,) * 3, *(_POINTER,) * 8, _THREADS),
-    "ffn_pack": (ctypes.POINTER(FeedForward), _POINTER),
-    "ffn_free": (_POINTER,),
-    "ffn_int8": (_POINTER, _SIZE, *(_POINTER,) * 3, _THREADS),
+    "net_new": (ctypes.POINTER(DenseLayer), ctypes.POINTER(DenseLayer), _POINTER),
+    "net_add": (_POINTER, ctypes.POINTER(NetBlock)),
+    "net_run": (_POINTER, *(_SIZE,) * 3, _POINTER, _POINTER, _THREADS),
+    "net_free": (_POINTER,),
     "fake_quantize_backward": (_SIZE, _POINTER, _POINTER, ctypes.c_float, _POINTER, _POINTER, _THREADS),
 }
 PROBLEMS = {1: "it was given sizes or tensors that it does not take", 2: "there is not enough memory"}
@@ -60,44 +75,51 @@ def _functions() -> dict[str, Any]:
     return found
 
 
-def pack(layer: FeedForward) -> int:
-    """The address of a feed-forward as the kernels read it; give it to `free` when it is not used any more.
+def new_net(stem: DenseLayer, head: DenseLayer) -> int:
+    """The address of a network without blocks; give it to `free_net` when it is not used any more.
 
     Raises:
         MednextEdgeError: the library is missing, or there is not enough memory.
     """
-    packed = ctypes.c_void_p()
-    code = _functions()["ffn_pack"](ctypes.byref(layer), ctypes.byref(packed))
-    if code or packed.value is None:
-        raise MednextEdgeError(f"mednext_cpu_ffn_pack failed: {PROBLEMS.get(code, f'code {code}')}")
-    return packed.value
+    net = ctypes.c_void_p()
+    _run("net_new", ctypes.byref(stem), ctypes.byref(head), ctypes.byref(net))
+    assert net.value is not None
+    return net.value
 
 
-def free(packed: int) -> None:
-    """Forget what `pack` made."""
-    _functions()["ffn_free"](packed)
+def free_net(net: int) -> None:
+    """Forget what `new_net` made."""
+    _functions()["net_free"](net)
 
 
 def isa() -> str:
-    """The instruction set that the operators use: `plain`, `avx2`, `avx512` or `avx512_vnni`."""
+    """The instruction set that the operators use: `plain`, `avx2`, `avx512`, `avx512_vnni` or `avx512_bf16`."""
     function = load().mednext_cpu_isa
     function.restype = ctypes.c_char_p
     return str(function().decode())
 
 
-def call(name: str, *arguments: Tensor | Layer | float | None) -> None:
-    """Run a function with as many threads as PyTorch has.
+def call(name: str, *arguments: Tensor | ctypes.Structure | float | None, threads: int | None = None) -> None:
+    """Run a function.
 
     Args:
         name: one of SIGNATURES.
         arguments: as in the header, without the threads; tensors are passed by address, None as a null pointer.
+        threads: of those functions that take a number of them; None takes as many as PyTorch has.
 
     Raises:
         MednextEdgeError: the library is missing, or an argument is none that it takes.
     """
-    given = [
-        a.data_ptr() if isinstance(a, Tensor) else ctypes.byref(a) if isinstance(a, Layer) else a for a in arguments
+    given: list[Any] = [
+        a.data_ptr() if isinstance(a, Tensor) else ctypes.byref(a) if isinstance(a, ctypes.Structure) else a
+        for a in arguments
     ]
-    code = _functions()[name](*given, torch.get_num_threads())
+    if SIGNATURES[name][-1] is _THREADS:
+        given.append(threads or torch.get_num_threads())
+    _run(name, *given)
+
+
+def _run(name: str, *arguments: Any) -> None:
+    code = _functions()[name](*arguments)
     if code:
         raise MednextEdgeError(f"mednext_cpu_{name} failed: {PROBLEMS.get(code, f'code {code}')}")

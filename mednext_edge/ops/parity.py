@@ -19,6 +19,16 @@ CONV = {2: F.conv2d, 3: F.conv3d}
 TWIN = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+def axis_taps(kernel: int, parity: int) -> list[int]:
+    """The taps of an axis that outputs of a parity take, in the order of rising input positions: falling ones."""
+    return [t for t in range(kernel) if (t - parity - kernel // 2) % 2 == 0][::-1]
+
+
+def parity_taps(kernel: int, dims: int) -> list[tuple[list[int], ...]]:
+    """For each parity, in the order of `parity_weights`, which taps its sub-kernel has along every axis."""
+    return [tuple(axis_taps(kernel, p) for p in parity) for parity in itertools.product((0, 1), repeat=dims)]
+
+
 def parity_weights(weight: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
     """The sub-kernels of a transposed depthwise kernel.
 
@@ -37,14 +47,13 @@ def parity_weights(weight: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
         for axis, p in enumerate(parity):
             k = weight.shape[2 + axis]
             pad = k // 2
-            taps = [t for t in range(k) if (t - p - pad) % 2 == 0]
+            taps = axis_taps(k, p)
             if not taps:  # kernel 1 reaches no odd voxel: zeros, as one tap of zero
                 sub = torch.zeros_like(sub.narrow(2 + axis, 0, 1))
                 padding.append((0, 0))
                 continue
-            # Correlation runs over rising input positions, that is falling taps.
-            offsets = [(p + pad - t) // 2 for t in reversed(taps)]
-            sub = sub.index_select(2 + axis, torch.tensor(taps[::-1], device=weight.device))
+            offsets = [(p + pad - t) // 2 for t in taps]
+            sub = sub.index_select(2 + axis, torch.tensor(taps, device=weight.device))
             padding.append((-offsets[0], offsets[-1]))
         result.append((sub.contiguous(), tuple(n for pair in reversed(padding) for n in pair)))
     return result

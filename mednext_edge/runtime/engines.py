@@ -114,6 +114,18 @@ def _openvino(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
     )
 
 
+def _native(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
+    from mednext_edge.runtime.native_session import NativeSession
+
+    return NativeSession(
+        file,
+        manifest.task,
+        patch=options.patch or manifest.input.patch,
+        device=options.device or CPU,
+        threads=options.threads,
+    )
+
+
 def _onnx(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
     from mednext_edge.runtime.onnx_session import OnnxSession
 
@@ -149,6 +161,7 @@ def _tensorrt(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
 
 
 ENGINES.add("openvino", _openvino)
+ENGINES.add("native", _native)
 ENGINES.add("onnx", _onnx)
 ENGINES.add("trt", _tensorrt)
 ENGINES.add("trt-rtx", _tensorrt)

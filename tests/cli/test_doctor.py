@@ -47,7 +47,8 @@ def test_json(edge: Cli) -> None:
     assert found["environment"]["isa"] == list(cpu.features())
     assert found["free"]["disk_gb"] > 0
     verdicts = {target["target"]: target["verdict"] for target in found["targets"]}
-    assert verdicts == {"openvino": "usable", "onnx": "usable", "trt": "missing", "trt-rtx": "missing"}
+    here = dict.fromkeys(("openvino", "native", "onnx"), "usable")
+    assert verdicts == here | {"trt": "missing", "trt-rtx": "missing"}
     assert any("CPU" in target["detail"] for target in found["targets"] if target["target"] == "openvino")
     assert found["nvidia"] == {"gpus": [], "cuda": None, "jetson": None, "problem": None}
     assert found["notes"] == list(probes.NOTES)

@@ -77,7 +77,7 @@ def test_dry_run_writes_nothing(
     ("flags", "code", "words"),
     [
         (["--target", "opnvino"], 2, "Did you mean `openvino`"),
-        (["--target", "coreml"], 2, "Known: onnx, openvino, trt, trt-rtx"),
+        (["--target", "coreml"], 2, "Known: native, onnx, openvino, trt, trt-rtx"),
         (["--precision", "in8"], 2, "Did you mean `int8`"),
         (["--int8", "--precision", "fp32"], 2, "give one of them"),
         (["--target", "onnx", "--precision", "bf16"], 2, "unknown precision of target onnx"),

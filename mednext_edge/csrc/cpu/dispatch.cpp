@@ -4,7 +4,8 @@
 #include <exception>
 #include <iterator>
 
-#include "ffn_packed.h"
+#include "int8/net.h"
+#include "int8/sets.h"
 #include "ops.h"
 
 namespace {
@@ -13,16 +14,20 @@ struct Set {
   const char* name;
   uint32_t needs;
   const mednext::CpuKernels& kernels;
+  const mednext::Int8Kernels& int8;
 };
+
+[[maybe_unused]] constexpr uint32_t VNNI = MEDNEXT_CPU_AVX512 | MEDNEXT_CPU_AVX512_VNNI | MEDNEXT_CPU_AVX512_VBMI;
 
 // Best first.
 const Set SETS[] = {
 #if defined(MEDNEXT_CPU_X86)
-    {"avx512_vnni", MEDNEXT_CPU_AVX512 | MEDNEXT_CPU_AVX512_VNNI | MEDNEXT_CPU_AVX512_VBMI, mednext::avx512_vnni::KERNELS},
-    {"avx512", MEDNEXT_CPU_AVX512, mednext::avx512::KERNELS},
-    {"avx2", MEDNEXT_CPU_AVX2, mednext::avx2::KERNELS},
+    {"avx512_bf16", VNNI | MEDNEXT_CPU_AVX512_BF16, mednext::avx512_bf16::KERNELS, mednext::avx512_bf16::INT8_KERNELS},
+    {"avx512_vnni", VNNI, mednext::avx512_vnni::KERNELS, mednext::avx512_vnni::INT8_KERNELS},
+    {"avx512", MEDNEXT_CPU_AVX512, mednext::avx512::KERNELS, mednext::avx512::INT8_KERNELS},
+    {"avx2", MEDNEXT_CPU_AVX2, mednext::avx2::KERNELS, mednext::avx2::INT8_KERNELS},
 #endif
-    {"plain", 0, mednext::plain::KERNELS},
+    {"plain", 0, mednext::plain::KERNELS, mednext::plain::INT8_KERNELS},
 };
 
 const Set& chosen() {
@@ -48,6 +53,17 @@ bool all(const Pointers*... pointers) {
 bool valid(const mednext_cpu_dwconv3d* l) {
   return l && l->n > 0 && l->d > 0 && l->h > 0 && l->w > 0 && l->c > 0 &&
          (l->kernel == 3 || l->kernel == 5 || l->kernel == 7) && (l->stride == 1 || l->stride == 2);
+}
+
+bool valid(const mednext_cpu_block* b) {
+  if (!b || b->c_in < 1 || b->hidden < 1 || b->c_out < 1 || b->form < MEDNEXT_CPU_SAME || b->form > MEDNEXT_CPU_UP)
+    return false;
+  const bool shortcut = b->form != MEDNEXT_CPU_SAME && b->residual;
+  return (b->kernel == 3 || b->kernel == 5 || b->kernel == 7) && (b->depth == 1 || b->depth == b->kernel) &&
+         b->in_step > 0 && b->norm_step > 0 && b->eps >= 0 &&
+         all(b->depthwise, b->expand, b->compress, b->table, b->depthwise_scale, b->expand_scale, b->expand_bias,
+             b->compress_scale, b->compress_bias) &&
+         (!shortcut || all(b->shortcut, b->shortcut_scale, b->shortcut_bias));
 }
 
 template <class Call>
@@ -101,16 +117,19 @@ int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, con
   });
 }
 
-int32_t mednext_cpu_ffn_pack(const mednext_cpu_ffn* layer, mednext_cpu_ffn_packed** packed) {
-  const bool good = layer && packed && layer->c_in > 0 && layer->hidden > 0 && layer->c_out > 0 &&
-                    all(layer->expand, layer->compress, layer->table, layer->expand_scale, layer->expand_bias,
-                        layer->compress_scale, layer->compress_bias);
-  return guarded(good, [&] { *packed = new mednext_cpu_ffn_packed(kernels(), *layer); });
+int32_t mednext_cpu_net_new(const mednext_cpu_dense* stem, const mednext_cpu_dense* head, mednext_cpu_net** net) {
+  const auto good = [](const mednext_cpu_dense* l) { return l && l->c_in > 0 && l->c_out > 0 && all(l->weight, l->bias); };
+  return guarded(net && good(stem) && good(head) && head->c_in == stem->c_out,
+                 [&] { *net = new mednext_cpu_net(chosen().int8, *stem, *head); });
 }
 
-void mednext_cpu_ffn_free(mednext_cpu_ffn_packed* packed) { delete packed; }
+void mednext_cpu_net_free(mednext_cpu_net* net) { delete net; }
 
-int32_t mednext_cpu_ffn_int8(const mednext_cpu_ffn_packed* packed, int64_t voxels, const int8_t* x,
-                             const uint16_t* residual, uint16_t* y, int32_t threads) {
-  return guarded(packed && voxels > 0 && all(x, y), [&] { packed->run(voxels, x, residual, y, threads); });
+int32_t mednext_cpu_net_add(mednext_cpu_net* net, const mednext_cpu_block* block) {
+  return guarded(net && valid(block) && net->fits(*block), [&] { net->add(*block); });
+}
+
+int32_t mednext_cpu_net_run(mednext_cpu_net* net, int64_t d, int64_t h, int64_t w, const float* x, float* y,
+                            int32_t threads) {
+  return guarded(net && all(x, y) && net->takes({d, h, w}), [&] { net->run({d, h, w}, x, y, threads); });
 }

@@ -11,11 +11,6 @@ using Layer = mednext_cpu_dwconv3d;
 
 inline int64_t out(int64_t n, int64_t stride) { return (n - 1) / stride + 1; }
 
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
 // `T` outputs of a row and the channels of one register. Offsets are in floats.
 //   rows   where the first output's window begins, for each plane of the window; null outside the volume
 //   Step   from one output's window to the next

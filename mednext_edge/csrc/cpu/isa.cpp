@@ -2,7 +2,6 @@
 #include "channel_norm.h"
 #include "dwconv3d.h"
 #include "fake_quantize.h"
-#include "ffn_int8.h"
 #include "kernels.h"
 
 namespace mednext::MEDNEXT_ISA {
@@ -46,6 +45,6 @@ void weight(const Layer& layer, Slab slab, const float* x, const float* y, doubl
 }  // namespace
 
 const CpuKernels KERNELS{forward, adjoint, weight, norm_sums, norm_apply, norm_grad_sums, norm_grad_apply,
-                         fake_quantize_grad, ffn_sizes, ffn_pack, ffn_int8};
+                         fake_quantize_grad};
 
 }  // namespace mednext::MEDNEXT_ISA

@@ -10,21 +10,6 @@ struct Slab {
   int64_t sample, first, last;
 };
 
-struct FfnChannels {
-  int64_t c_in, hidden, c_out;
-};
-// Of a feed-forward in INT8, for one instruction set: bytes of the packed weights, padded widths, bytes of scratch memory.
-struct FfnSizes {
-  int64_t expand, compress, hidden, out, scratch;
-};
-struct FfnWeights {
-  int8_t *expand, *compress;
-  int32_t *expand_offsets, *compress_offsets;  // [hidden], [out], padded
-};
-struct FfnScales {
-  const float *expand, *expand_bias, *compress, *compress_bias;  // padded
-};
-
 // The compiled files hold nothing of the standard library: a linker that merges its functions might take one of another
 // instruction set's. Memory and threads are the caller's; `scratch` is 0 at first and holds `planes_floats` floats.
 struct CpuKernels {
@@ -52,12 +37,6 @@ struct CpuKernels {
   // Of values begin..end-1; gives their part of the threshold's gradient.
   double (*fake_quantize_grad)(int64_t begin, int64_t end, const float* grad, const float* x, float threshold,
                                float* grad_x);
-
-  FfnSizes (*ffn_sizes)(FfnChannels);
-  void (*ffn_pack)(FfnChannels, const int8_t* expand, const int8_t* compress, FfnWeights packed);
-  // Voxels begin..end-1. table[level as uint8] is the result plus 128; `scratch` holds FfnSizes::scratch bytes.
-  void (*ffn_int8)(FfnChannels, int64_t begin, int64_t end, const int8_t* x, FfnWeights, FfnScales,
-                   const uint8_t* table, const uint16_t* residual, uint16_t* y, uint8_t* scratch);
 };
 
 namespace plain {
@@ -70,6 +49,9 @@ namespace avx512 {
 extern const CpuKernels KERNELS;
 }
 namespace avx512_vnni {
+extern const CpuKernels KERNELS;
+}
+namespace avx512_bf16 {
 extern const CpuKernels KERNELS;
 }
 

@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512BF16__)
+#define MEDNEXT_ISA avx512_bf16
+#define MEDNEXT_LANES 16
+#elif defined(__AVX512VNNI__)
 #define MEDNEXT_ISA avx512_vnni
 #define MEDNEXT_LANES 16
 #elif defined(__AVX512F__)
@@ -26,6 +29,11 @@ typedef float Lanes __attribute__((vector_size(4 * MEDNEXT_LANES)));
 #else
 typedef float Lanes;
 #endif
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
 
 template <class V>
 inline constexpr int64_t width = sizeof(V) / sizeof(float);

@@ -62,25 +62,6 @@ MEDNEXT_API int32_t mednext_cpu_channel_norm_backward(int64_t n, int64_t voxels,
 MEDNEXT_API int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, const float* x, float threshold,
                                                        float* grad_x, double* slope, int32_t threads);
 
-/* The feed-forward half of a block in INT8: level = round(expand x * expand_scale + expand_bias), kept to -128..127;
- * h = table[level + 128]; y = compress h * compress_scale + compress_bias + residual. expand [hidden, c_in] and compress
- * [c_out, hidden] are -63..63 (7 bits: exact without VNNI too), scales and biases float32, one a row; the table has 256
- * entries, -127..127. */
-typedef struct {
-  int64_t c_in, hidden, c_out;
-  const int8_t *expand, *compress, *table;
-  const float *expand_scale, *expand_bias, *compress_scale, *compress_bias;
-} mednext_cpu_ffn;
-
-/* The weights as the kernels read them; a copy, to be given to mednext_cpu_ffn_free. */
-typedef struct mednext_cpu_ffn_packed mednext_cpu_ffn_packed;
-MEDNEXT_API int32_t mednext_cpu_ffn_pack(const mednext_cpu_ffn* layer, mednext_cpu_ffn_packed** packed);
-MEDNEXT_API void mednext_cpu_ffn_free(mednext_cpu_ffn_packed* packed);
-
-/* x [voxels, c_in] is -127..127; y and residual, which may be null, are bfloat16 [voxels, c_out], and may be the same. */
-MEDNEXT_API int32_t mednext_cpu_ffn_int8(const mednext_cpu_ffn_packed* packed, int64_t voxels, const int8_t* x,
-                                         const uint16_t* residual, uint16_t* y, int32_t threads);
-
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,86 @@
+#include "block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+namespace mednext {
+namespace {
+
+constexpr float LARGEST = 128, LARGEST16 = 32767;
+
+// [columns, rows] with zeros up to [columns, padded].
+std::vector<int8_t> wider(const int8_t* weights, int64_t columns, int64_t rows, int64_t padded) {
+  std::vector<int8_t> result(static_cast<std::size_t>(columns * padded), 0);
+  for (int64_t i = 0; i < columns; ++i) std::copy_n(weights + i * rows, rows, result.data() + i * padded);
+  return result;
+}
+
+Packed packed(PanelSizes sizes, const float* scale, const float* bias, int64_t columns) {
+  return {Lines<int8_t>(sizes.weights), Lines<int32_t>(sizes.columns), padded(scale, columns, sizes.columns),
+          padded(bias, columns, sizes.columns)};
+}
+
+}  // namespace
+
+Lines<float> padded(const float* values, int64_t count, int64_t size) {
+  Lines<float> result(size);
+  result.fill(0);
+  std::copy_n(values, count, result.data());
+  return result;
+}
+
+Block::Block(const Int8Kernels& kernels, const mednext_cpu_block& given)
+    : form(static_cast<Form>(given.form)),
+      kernel(given.kernel),
+      depth(given.depth),
+      c_in(whole_blocks(given.c_in)),
+      hidden(kernels.hidden_width(given.hidden)),
+      c_out(whole_blocks(given.c_out)),
+      residual(given.residual != 0),
+      in_step(given.in_step),
+      norm_step(given.norm_step),
+      eps(given.eps),
+      table(256) {
+  take_depthwise(kernels, given);
+  expand = packed(kernels.expand_sizes(c_in, given.hidden), given.expand_scale, given.expand_bias, given.hidden);
+  kernels.pack_expand(c_in, given.hidden, wider(given.expand, given.hidden, given.c_in, c_in).data(), expand.panels());
+  compress = packed(kernels.compress_sizes(hidden, given.c_out), given.compress_scale, given.compress_bias, given.c_out);
+  const auto compressing = wider(given.compress, given.c_out, given.hidden, hidden);
+  kernels.pack_compress(hidden, given.c_out, true, compressing.data(), compress.panels());
+  // The kernels take 128 off every value; a hidden tensor has no such offset.
+  int32_t* const offsets = compress.offsets.data();
+  std::fill_n(offsets, compress.offsets.size(), 0);
+  if (form != Form::same && residual) {
+    shortcut = packed(kernels.compress_sizes(c_in, given.c_out), given.shortcut_scale, given.shortcut_bias, given.c_out);
+    const auto weights = wider(given.shortcut, given.c_out, given.c_in, c_in);
+    kernels.pack_compress(c_in, given.c_out, false, weights.data(), shortcut.panels());
+  }
+  for (int line = -128; line < 128; ++line) table.data()[static_cast<uint8_t>(line)] = given.table[line + 128];
+}
+
+void Block::take_depthwise(const Int8Kernels& kernels, const mednext_cpu_block& given) {
+  const int64_t taps = depth * kernel * kernel;
+  std::vector<int8_t> weights(static_cast<std::size_t>(c_in * taps), 0);
+  std::copy_n(given.depthwise, given.c_in * taps, weights.data());
+  depthwise = Lines<int8_t>(kernels.depthwise_bytes(form, kernel, depth, c_in));
+  depthwise_offsets = Lines<int32_t>(parities() * c_in);
+  kernels.pack_depthwise(form, kernel, depth, c_in, weights.data(), depthwise.data(), depthwise_offsets.data());
+  depthwise_scale = Lines<float>(parities() * c_in);
+  depthwise_scale.fill(0);
+  unit = Lines<float>(c_in);
+  std::fill_n(unit.data(), c_in, 1.0f);
+  for (int64_t c = 0; c < given.c_in; ++c) {
+    // Every parity's sums are bounded by all of the weights: one bit is given away where there are several.
+    float largest = 0;
+    for (int64_t p = 0; p < parities(); ++p) largest = std::max(largest, given.depthwise_scale[p * given.c_in + c]);
+    float sum = 0;
+    for (int64_t i = 0; i < taps; ++i) sum += std::abs(static_cast<float>(weights[static_cast<std::size_t>(c * taps + i)]));
+    if (sum > 0) unit.data()[c] = largest * LARGEST * sum / LARGEST16;
+    for (int64_t p = 0; p < parities(); ++p)
+      depthwise_scale.data()[p * c_in + c] = given.depthwise_scale[p * given.c_in + c] / unit.data()[c];
+  }
+}
+
+}  // namespace mednext

@@ -1,0 +1,144 @@
+"""Networks in INT8 on the CPU kernels against their twin in float64, with every instruction set of this processor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mednext_edge.errors import UsageError
+from mednext_edge.ops import cpu_library
+from mednext_edge.ops.int8_net import Form, Net8
+from mednext_edge.ops.int8_net_cpu import PackedNet8
+from mednext_edge.ops.int8_net_twin import net8_twin
+from tests.ops.int8_nets import Draw, draw_net
+
+ISA = ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+# Kernel, axes, channels, size: whole blocks of 16 channels and parts, rows longer and shorter than is taken at once.
+SIZES = (
+    (3, 3, 16, (8, 8, 12)),
+    (3, 3, 5, (2, 4, 6)),
+    (3, 3, 48, (4, 70, 2)),
+    (5, 3, 20, (8, 10, 14)),
+    (7, 3, 16, (12, 8, 4)),
+    (3, 2, 16, (16, 20)),
+    (5, 2, 32, (70, 8)),
+    (7, 2, 37, (4, 34)),
+)
+
+
+def one_level(kernel: int, dims: int, channels: int, *, residual: bool, resampled: bool) -> Net8:
+    """A block, or two that halve the size and double it again. Deeper, a rounding that falls the other way spreads."""
+    draw, c = Draw(kernel + channels), channels
+    if resampled:
+        blocks = (
+            draw.block(Form.DOWN, kernel, dims, (c, 2 * c + 5, 2 * c), residual=residual),
+            draw.block(Form.UP, kernel, dims, (2 * c, 4 * c + 5, c), residual=residual),
+        )
+    else:
+        blocks = (draw.block(Form.SAME, kernel, dims, (c, 2 * c + 5, c), residual=residual),)
+    return Net8(draw.dense(c, 2), blocks, draw.dense(19, c))
+
+
+def check() -> None:
+    """All sizes and forms."""
+    g = torch.Generator().manual_seed(0)
+    for kernel, dims, channels, size in SIZES:
+        for residual in (True, False):
+            for resampled in (True, False):
+                net = one_level(kernel, dims, channels, residual=residual, resampled=resampled)
+                x = torch.randn(2, *size, generator=g)
+                found, exact = PackedNet8(net)(x).double(), net8_twin(net, x)
+                # Sums in float32 may round the other way at a tie: one level of one number of the hidden tensor.
+                error = (found - exact).abs() / exact.std()
+                assert error.square().mean().sqrt() < 0.01, (kernel, dims, channels, size, residual, resampled)
+                assert (error > 1e-3).double().mean() < 0.3
+                assert error.max() < 0.1
+
+
+@pytest.mark.parametrize("isa", ISA)
+def test_against_float64(isa: str) -> None:
+    """In a process of its own: the instruction set is chosen once."""
+    code = "from tests.ops import test_int8_net as t; t.check(); print(t.cpu_library.isa())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MEDNEXT_CPU_ISA": isa}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    used = done.stdout.strip()
+    if used != isa:
+        assert ISA.index(used) < ISA.index(isa)
+        pytest.skip(f"this processor goes up to {used}")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_whole_network(dims: int) -> None:
+    net = draw_net(dims=dims, levels=3)
+    x = torch.randn(2, *(16, 24, 8)[:dims], generator=torch.Generator().manual_seed(0))
+    exact = net8_twin(net, x)
+    assert (PackedNet8(net)(x) - exact).norm() < 0.1 * exact.norm()
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    packed, x = PackedNet8(draw_net(width=20)), torch.randn(2, 12, 40, 8)
+    one = packed(x, threads=1)
+    assert all(torch.equal(packed(x, threads=threads), one) for threads in (2, 3, 7))
+
+
+def test_sizes_take_turns() -> None:
+    """Memory of one size is no trace in the next."""
+    net = draw_net()
+    packed, sizes = PackedNet8(net), ((8, 8, 8), (4, 16, 8), (16, 8, 4), (8, 8, 8))
+    images = [torch.randn(2, *size) for size in sizes]
+    together = [packed(x) for x in images]
+    assert all(torch.equal(found, PackedNet8(net)(x)) for found, x in zip(together, images, strict=True))
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, float("inf"), float("nan")])
+def test_a_wild_voxel_harms_no_other_image(value: float) -> None:
+    packed, x = PackedNet8(draw_net()), torch.randn(2, 8, 8, 8)
+    before, wild = packed(x), x.clone()
+    wild[0, 3, 3, 3] = value
+    packed(wild)
+    assert torch.equal(packed(x), before)
+
+
+def test_the_largest_sums_stay_in_16_bits() -> None:
+    """All weights and all inputs at their ends; one voxel differs, so that there is a variance."""
+    net = one_level(7, 3, 16, residual=True, resampled=False)
+    net.blocks[0].depthwise.fill_(127)
+    x = torch.full((2, 8, 8, 8), 1e6)
+    x[:, 4, 4, 4] = -1e6
+    exact = net8_twin(net, x)
+    assert (PackedNet8(net)(x) - exact).abs().max() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 8), (2, 8, 8), (2, 8, 8, 6), (2, 0, 8, 8)])
+def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="multiples of 4"):
+        PackedNet8(draw_net())(torch.zeros(shape))
+
+
+def test_numbers_that_do_not_fit() -> None:
+    net = draw_net()
+    first, down, *rest = net.blocks
+    with pytest.raises(UsageError, match=r"found depthwise_scale .*; expected contiguous"):
+        replace(first, depthwise_scale=first.depthwise_scale[:, :3])
+    with pytest.raises(UsageError, match="kernel of 9"):
+        replace(first, depthwise=torch.zeros(16, 9, 9, 9, dtype=torch.int8))
+    with pytest.raises(UsageError, match="not finite"):
+        replace(first, depthwise_scale=first.depthwise_scale * float("nan"))
+    with pytest.raises(UsageError, match="shortcut"):
+        replace(down, shortcut=None)
+    with pytest.raises(UsageError, match="in_step"):
+        replace(first, in_step=0.0)
+    for blocks in ((first, *rest), (first, down, *rest[:-3]), (down, first, *rest)):
+        with pytest.raises(UsageError, match=r"does not fit here|in front of a head"):
+            Net8(net.stem, blocks, net.head)
+
+
+def test_the_isa_is_named() -> None:
+    assert cpu_library.isa() in ISA
