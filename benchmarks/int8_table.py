@@ -43,6 +43,7 @@ from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.training.qat import as_trained
 
 FP32, BF16, PTQ, BESIDE, CONTROL, QAT = "FP32", "bf16", "PTQ", "PTQ beside bf16", "accuracy control", "QAT"
+ROWS = (FP32, PTQ, BF16, BESIDE, CONTROL, QAT)
 
 
 def bundle(folder: Path, request: ExportRequest, progress: Callable[[str, int, int], None]) -> Report:
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--agreement-cases", type=int, default=5)
     parser.add_argument("--skip-control", action="store_true")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="of the table; FP32 is always one")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
 
@@ -166,6 +168,7 @@ def main() -> None:
         }
     if asked.qat:
         wanted[QAT] = {"checkpoint": asked.qat, "precision": "int8"}
+    wanted = {name: options for name, options in wanted.items() if name in (FP32, *asked.rows)}
     rows: dict[str, dict[str, Any]] = {}
     reports: dict[str, Report] = {}
     with track(sys.stderr.isatty()) as progress:

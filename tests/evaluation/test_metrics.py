@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -171,3 +172,9 @@ def test_iou_of_empty_masks_follows_the_rule() -> None:
     filled, empty = cube(), np.zeros_like(cube())
     assert math.isnan(METRICS["iou"].value(empty, empty, ()))
     assert METRICS["iou"].value(filled, empty, ()) == METRICS["iou"].value(empty, filled, ()) == 0
+
+
+def test_surface_dice_passes_no_warning_on_to_whoever_validates() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert surface_dice(cube(), cube(), (1, 1, 1)) == 1
