@@ -12,6 +12,7 @@ add_library(mednext_edge SHARED
   ${runtime}/api.cpp
   ${runtime}/bundle.cpp
   ${runtime}/engine.cpp
+  ${runtime}/engine_native.cpp
   ${runtime}/engine_openvino.cpp
   ${runtime}/image.cpp
   ${runtime}/json.cpp
@@ -21,6 +22,7 @@ add_library(mednext_edge SHARED
   ${runtime}/normalise.cpp
   ${runtime}/recipe.cpp
   ${runtime}/resample.cpp
+  ${runtime}/safetensors.cpp
   ${runtime}/sha256.cpp
   ${runtime}/sliding.cpp
   ${runtime}/spline.cpp

@@ -108,7 +108,7 @@ typedef struct mednext_image {
 typedef struct mednext_info {
   size_t size;
   char name[128];
-  char target[16];     /* openvino, trt, trt-rtx */
+  char target[16];     /* native, openvino, trt, trt-rtx */
   char precision[16];  /* fp32, fp16, bf16, int8 */
   char provider[64];   /* name and version of the engine that runs it here */
   char created[40];    /* ISO 8601 */

@@ -10,7 +10,7 @@ struct Backend {
   std::unique_ptr<Engine> (*open)(const std::filesystem::path&, const Manifest&, const EngineOptions&);
 };
 constexpr Backend kBackends[] = {
-    {"openvino", open_openvino}, {"trt", open_tensorrt}, {"trt-rtx", open_tensorrt}};
+    {"native", open_native}, {"openvino", open_openvino}, {"trt", open_tensorrt}, {"trt-rtx", open_tensorrt}};
 
 }  // namespace
 
@@ -22,7 +22,7 @@ std::unique_ptr<Engine> open_engine(const std::filesystem::path& folder, const M
   for (const Backend& backend : kBackends)
     if (manifest.target == backend.target) return backend.open(folder, manifest, options);
   fail(MEDNEXT_E_BACKEND, "found a bundle for target ", manifest.target,
-       "; this library runs openvino, trt and trt-rtx. Export with --target openvino for a CPU");
+       "; this library runs native, openvino, trt and trt-rtx. Export with --target openvino for a CPU");
 }
 
 }  // namespace mednext

@@ -31,6 +31,8 @@ std::unique_ptr<Engine> open_engine(const std::filesystem::path& folder, const M
                                     const EngineOptions& options);
 
 // One for each kind; `open_engine` chooses by the bundle's target.
+std::unique_ptr<Engine> open_native(const std::filesystem::path& folder, const Manifest& manifest,
+                                    const EngineOptions& options);
 std::unique_ptr<Engine> open_openvino(const std::filesystem::path& folder, const Manifest& manifest,
                                       const EngineOptions& options);
 std::unique_ptr<Engine> open_tensorrt(const std::filesystem::path& folder, const Manifest& manifest,
