@@ -68,6 +68,15 @@ def test_labels_are_those_of_python(library: EdgeLibrary, tmp_path: Path, device
     np.testing.assert_array_equal(labels, Predictor(FakeNetwork(task), mirror=True).predict(VOLUME))
 
 
+def test_classes_are_those_of_python(library: EdgeLibrary, tmp_path: Path) -> None:
+    task = fake_task(patch=(16, 12), kind="classification")
+    with library.open(write_fake_bundle(tmp_path / "bundle", task, target="trt", engine=ENGINE)) as model:
+        found = model.classify(VOLUME)
+    np.testing.assert_allclose(found, Predictor(FakeNetwork(task)).classify(VOLUME), atol=1e-5)
+    odd = write_fake_bundle(tmp_path / "odd", fake_task(patch=(16, 12)), "whole", target="trt", engine=ENGINE)
+    assert "does not have the shape that its manifest says" in str(opened(library, odd))
+
+
 def test_plans_that_do_not_fit(library: EdgeLibrary, tmp_path: Path) -> None:
     other = ENGINE.model_copy(update={"arch": "12.0"})
     failure = opened(library, write_fake_bundle(tmp_path / "arch", fake_task(), target="trt", engine=other))

@@ -1,5 +1,5 @@
-// A TensorRT and a CUDA driver on the processor: "device" memory is the process's own. A plan is the text `classes N`;
-// the network is that of fake_openvino.cpp.
+// A TensorRT and a CUDA driver on the processor: "device" memory is the process's own. A plan is the text `classes N`,
+// and `whole` behind it for one that classifies; the network is that of fake_openvino.cpp.
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -15,14 +15,16 @@ using namespace nvinfer1;
 
 class Context : public IExecutionContext {
  public:
-  explicit Context(int64_t classes) : classes_(classes) {}
+  Context(int64_t classes, bool whole) : classes_(classes), whole_(whole) {}
   bool setInputShape(const char*, const Dims& dims) noexcept override {
     input_ = dims;
     return dims.d[0] == 1;
   }
   Dims getTensorShape(const char* name) const noexcept override {
     Dims dims = input_;
-    if (std::strcmp(name, "logits") == 0) dims.d[1] = classes_;
+    if (std::strcmp(name, "logits") != 0) return dims;
+    dims.d[1] = classes_;
+    if (whole_) dims.nbDims = 2;
     return dims;
   }
   bool setTensorAddress(const char* name, void* data) noexcept override {
@@ -32,33 +34,36 @@ class Context : public IExecutionContext {
   bool enqueueV3(cudaStream_t) noexcept override {
     int64_t voxels = 1;
     for (int32_t i = 2; i < input_.nbDims; ++i) voxels *= input_.d[i];
+    const int64_t first = whole_ ? voxels / 2 : 0, count = whole_ ? 1 : voxels;
     for (int64_t c = 0; c < classes_; ++c)
-      for (int64_t i = 0; i < voxels; ++i) {
-        const float d = memory_["image"][i] - static_cast<float>(c);
-        memory_["logits"][c * voxels + i] = -d * d;
+      for (int64_t i = 0; i < count; ++i) {
+        const float d = memory_["image"][first + i] - static_cast<float>(c);
+        memory_["logits"][c * count + i] = -d * d;
       }
     return true;
   }
 
  private:
   int64_t classes_;
+  bool whole_;
   Dims input_{};
   std::map<std::string, float*> memory_;
 };
 
 class CudaEngine : public ICudaEngine {
  public:
-  explicit CudaEngine(int64_t classes) : classes_(classes) {}
+  CudaEngine(int64_t classes, bool whole) : classes_(classes), whole_(whole) {}
   int32_t getNbIOTensors() const noexcept override { return 2; }
   const char* getIOTensorName(int32_t index) const noexcept override { return index == 0 ? "image" : "logits"; }
   TensorIOMode getTensorIOMode(const char* name) const noexcept override {
     return std::strcmp(name, "image") == 0 ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
   }
   DataType getTensorDataType(const char*) const noexcept override { return DataType::kFLOAT; }
-  IExecutionContext* createExecutionContext() noexcept override { return new Context(classes_); }
+  IExecutionContext* createExecutionContext() noexcept override { return new Context(classes_, whole_); }
 
  private:
   int64_t classes_;
+  bool whole_;
 };
 
 class Runtime : public IRuntime {
@@ -66,7 +71,8 @@ class Runtime : public IRuntime {
   explicit Runtime(ILogger* logger) : logger_(logger) {}
   ICudaEngine* deserializeCudaEngine(const void* blob, std::size_t size) noexcept override {
     const std::string plan(static_cast<const char*>(blob), size);
-    if (plan.rfind("classes ", 0) == 0) return new CudaEngine(std::atoll(plan.c_str() + 8));
+    if (plan.rfind("classes ", 0) == 0)
+      return new CudaEngine(std::atoll(plan.c_str() + 8), plan.find("whole") != std::string::npos);
     logger_->log(ILogger::Severity::kERROR, "the plan is of another version");
     return nullptr;
   }
