@@ -143,8 +143,8 @@ MEDNEXT_EDGE_API const char *mednext_version(void);
 /* What the last failing call of this thread has to say; "" if none failed. Valid until the next call in this thread. */
 MEDNEXT_EDGE_API const char *mednext_last_error(void);
 
-/* Open a bundle: schema, then digests of all its files, then the engine. Nothing in the folder is read after that: it may
- * be replaced while the handle is open.
+/* Open a bundle: schema, then digests of all its files, then the engine. Nothing in the folder is read after that: it
+ * may be replaced while the handle is open.
  *
  * path: the folder that mednext-export wrote, UTF-8. options: NULL for the defaults. model: the new handle; NULL after
  * an error. Errors: ARGUMENT, BUNDLE, INTEGRITY, BACKEND, MEMORY. */
