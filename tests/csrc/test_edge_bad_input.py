@@ -29,6 +29,7 @@ from mednext_edge.bundle import verify
 from mednext_edge.bundle.manifest import MANIFEST, SEAL, seal
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import IntegrityError
+from mednext_edge.task import Preprocessing
 from tests.csrc.edge_bundles import fake_task, write_fake_bundle
 
 VOLUME = Volume(np.random.default_rng(0).uniform(0, 4, (1, 20, 9, 17)).astype(np.float32), np.diag([-1.0, 1, 2, 1]))
@@ -186,9 +187,11 @@ def test_mutated_manifests_never_pass_where_python_refuses(
     fake_edge: EdgeLibrary, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Bytes changed at random, under a fitting seal: no crash, and nothing opened that Python would not open."""
-    folder = tmp_path_factory.getbasetemp() / "mutated"
+    kind = data.draw(st.sampled_from(("segmentation", "classification")))
+    folder = tmp_path_factory.getbasetemp() / "mutated" / kind
     if not folder.exists():
-        write_fake_bundle(folder, fake_task())
+        recipe = Preprocessing(colour="grey", size=(16, 12)) if kind == "classification" else None
+        write_fake_bundle(folder, fake_task(recipe, patch=(16, 12) if recipe else (16, 16, 16), kind=kind))
         (folder / "original").write_bytes((folder / MANIFEST).read_bytes())
     text = bytearray((folder / "original").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -226,8 +229,6 @@ def test_images_that_do_not_fit(fake_edge: EdgeLibrary, bundle: Path) -> None:
 
 def test_an_affine_in_metres(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
     """Resampling to a target in millimetres would fill the machine: refused before anything is allocated."""
-    from mednext_edge.task import Preprocessing
-
     task = fake_task(Preprocessing(spacing=(1, 1, 1)))
     with fake_edge.open(write_fake_bundle(tmp_path / "bundle", task)) as model:
         for scale, status in ((1e3, DATA), (2e2, MEMORY)):
