@@ -305,8 +305,8 @@ def check_network(model: LoadedModel, target: str, *, chosen: bool) -> None:
         entry.accepts(model)
     if entry.whole and chosen:
         raise UsageError(
-            f"found --int8-layers or --accuracy-control with target {target}, whose engine has all of them in INT8; "
-            "export with --target openvino"
+            f"found a choice of INT8 layers (--int8-layers, --accuracy-control, --sensitivity) with target {target}, "
+            "whose engine has all of them in INT8; take --target openvino"
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from mednext_edge.checkpoints import load
 from mednext_edge.data.dataset import open_dataset
 from mednext_edge.errors import DataError, UsageError
-from mednext_edge.export.export import check_kinds, check_patch, deploy_form, target_of
+from mednext_edge.export.export import check_kinds, check_network, check_patch, deploy_form, target_of
 from mednext_edge.export.targets import Progress
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
@@ -85,6 +85,7 @@ def run_sensitivity(
     progress("load", 0, 1)
     model = load(checkpoint)
     progress("load", 1, 1)
+    check_network(model, target, chosen=True)
     size = check_patch(model, patch)
     patches = draw(
         open_dataset(calib).training,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 import torch
@@ -16,7 +17,7 @@ RENAMED = {"expand.weight": "expand", "compress.weight": "compress", "shortcut.w
 
 
 class PackedNet8:
-    """A network as the kernels of this processor read it. Not for two calls at once.
+    """A network as the kernels of this processor read it; calls of several threads wait for one another.
 
     Raises:
         MednextEdgeError: the library is missing, or there is not enough memory.
@@ -26,6 +27,7 @@ class PackedNet8:
         self.channels = net.stem.weight.shape[1]
         self.classes = len(net.head.weight)
         self.dims, self.divisor = net.dims, net.divisor
+        self._lock = threading.Lock()
         self._net = cpu_library.new_net(_dense(net.stem), _dense(net.head))
         self.close = weakref.finalize(self, cpu_library.free_net, self._net)
         for block in net.blocks:
@@ -53,7 +55,8 @@ class PackedNet8:
             )
         y = torch.empty(self.classes, *size)
         deep = (1,) * (3 - self.dims) + size
-        cpu_library.call("net_run", self._net, *deep, x.contiguous(), y, threads=threads)
+        with self._lock:
+            cpu_library.call("net_run", self._net, *deep, x.contiguous(), y, threads=threads)
         return y
 
 

@@ -17,7 +17,7 @@ import mednext_edge as mx
 from mednext_edge.bundle import read_manifest, verify
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.errors import DataError, ExportError, TargetUnavailableError, UsageError
-from mednext_edge.export.export import TARGETS, export
+from mednext_edge.export.export import TARGETS, check_network, export
 from mednext_edge.export.native import FILE
 from mednext_edge.export.tune import Setting, check_tunable
 from mednext_edge.models.loaded import LoadedModel
@@ -132,3 +132,9 @@ def test_what_it_cannot_do_is_refused_before_the_work(
     with pytest.raises(UsageError, match="found --tune with target native"):
         check_tunable(plain, Setting("native", TARGETS["native"], "int8", PATCH))
     assert not out.exists()
+
+
+def test_sensitivity_is_refused(plain: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a choice of INT8 layers"):
+        check_network(plain, "native", chosen=True)
+    check_network(plain, "native", chosen=False)
