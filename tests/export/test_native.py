@@ -134,7 +134,7 @@ def test_what_it_cannot_do_is_refused_before_the_work(
     assert not out.exists()
 
 
-def test_sensitivity_is_refused(plain: LoadedModel, tmp_path: Path) -> None:
+def test_sensitivity_is_refused(plain: LoadedModel) -> None:
     with pytest.raises(UsageError, match="a choice of INT8 layers"):
         check_network(plain, "native", chosen=True)
     check_network(plain, "native", chosen=False)

@@ -97,6 +97,26 @@ def test_sizes_take_turns() -> None:
     assert all(torch.equal(found, PackedNet8(net)(x)) for found, x in zip(together, images, strict=True))
 
 
+FORKED = """
+import os, torch
+from tests.ops.test_int8_net import PackedNet8, draw_net
+packed, x = PackedNet8(draw_net()), torch.randn(2, 8, 8, 8)
+before = packed(x, threads=2)
+child = os.fork()
+if child == 0:
+    same = torch.equal(packed(x, threads=2), before)
+    packed.close()
+    os._exit(0 if same else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("value", [1e30, -1e30, float("inf"), float("nan")])
 def test_a_wild_voxel_harms_no_other_image(value: float) -> None:
     packed, x = PackedNet8(draw_net()), torch.randn(2, 8, 8, 8)

@@ -12,7 +12,8 @@ template <class T>
 class Lines {
  public:
   Lines() = default;
-  explicit Lines(int64_t size) : size_(size), memory_(new unsigned char[static_cast<std::size_t>(size) * sizeof(T) + LINE]) {}
+  explicit Lines(int64_t size)
+      : size_(size), memory_(new unsigned char[static_cast<std::size_t>(size) * sizeof(T) + LINE]) {}
 
   T* data() const {
     const auto at = reinterpret_cast<uintptr_t>(memory_.get());

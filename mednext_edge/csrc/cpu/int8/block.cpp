@@ -44,18 +44,17 @@ Block::Block(const Int8Kernels& kernels, const mednext_cpu_block& given)
       eps(given.eps),
       table(256) {
   take_depthwise(kernels, given);
-  expand = packed(kernels.expand_sizes(c_in, given.hidden), given.expand_scale, given.expand_bias, given.hidden);
-  kernels.pack_expand(c_in, given.hidden, wider(given.expand, given.hidden, given.c_in, c_in).data(), expand.panels());
-  compress = packed(kernels.compress_sizes(hidden, given.c_out), given.compress_scale, given.compress_bias, given.c_out);
-  const auto compressing = wider(given.compress, given.c_out, given.hidden, hidden);
-  kernels.pack_compress(hidden, given.c_out, true, compressing.data(), compress.panels());
+  const int64_t inner = given.hidden, out = given.c_out;
+  expand = packed(kernels.expand_sizes(c_in, inner), given.expand_scale, given.expand_bias, inner);
+  kernels.pack_expand(c_in, inner, wider(given.expand, inner, given.c_in, c_in).data(), expand.panels());
+  compress = packed(kernels.compress_sizes(hidden, out), given.compress_scale, given.compress_bias, out);
+  kernels.pack_compress(hidden, out, true, wider(given.compress, out, inner, hidden).data(), compress.panels());
   // The kernels take 128 off every value; a hidden tensor has no such offset.
   int32_t* const offsets = compress.offsets.data();
   std::fill_n(offsets, compress.offsets.size(), 0);
   if (form != Form::same && residual) {
-    shortcut = packed(kernels.compress_sizes(c_in, given.c_out), given.shortcut_scale, given.shortcut_bias, given.c_out);
-    const auto weights = wider(given.shortcut, given.c_out, given.c_in, c_in);
-    kernels.pack_compress(c_in, given.c_out, false, weights.data(), shortcut.panels());
+    shortcut = packed(kernels.compress_sizes(c_in, out), given.shortcut_scale, given.shortcut_bias, out);
+    kernels.pack_compress(c_in, out, false, wider(given.shortcut, out, given.c_in, c_in).data(), shortcut.panels());
   }
   for (int line = -128; line < 128; ++line) table.data()[static_cast<uint8_t>(line)] = given.table[line + 128];
 }
@@ -76,7 +75,8 @@ void Block::take_depthwise(const Int8Kernels& kernels, const mednext_cpu_block& 
     float largest = 0;
     for (int64_t p = 0; p < parities(); ++p) largest = std::max(largest, given.depthwise_scale[p * given.c_in + c]);
     float sum = 0;
-    for (int64_t i = 0; i < taps; ++i) sum += std::abs(static_cast<float>(weights[static_cast<std::size_t>(c * taps + i)]));
+    for (int64_t i = c * taps; i < (c + 1) * taps; ++i)
+      sum += std::abs(static_cast<float>(weights[static_cast<std::size_t>(i)]));
     if (sum > 0) unit.data()[c] = largest * LARGEST * sum / LARGEST16;
     for (int64_t p = 0; p < parities(); ++p)
       depthwise_scale.data()[p * c_in + c] = given.depthwise_scale[p * given.c_in + c] / unit.data()[c];

@@ -109,7 +109,8 @@ inline void pack_depthwise(Form form, int64_t kernel, int64_t depth, int64_t cha
             tap = reach_of(kw, kernel) + 1;
             parity = ((depth > 1 ? parity_of(kd, kernel) : 0) * 2 + parity_of(kh, kernel)) * 2 + which;
           }
-          packed[((((c / BLOCK * depth) + kd) * kernel + kh) * each + which) * TAPS + c % BLOCK * WINDOW + tap] = weight;
+          int8_t* const row = packed + ((c / BLOCK * depth + kd) * kernel + kh) * each * TAPS;
+          row[which * TAPS + c % BLOCK * WINDOW + tap] = weight;
           offsets[parity * channels + c] -= ZERO * weight;
         }
       }
@@ -259,7 +260,7 @@ inline void down(const Plane& p) {
   }
 }
 
-// Results 2x and 2x + 1, the latter where `odd` is set, for W inputs of a row. `p.x` is plane -1 of the input, of which
+// Results 2x and 2x + 1, the latter where `odd` is set, for W inputs of a row. `p.x` is plane 0 of the input, of which
 // the kernel's taps take those that `z` and `y`, the result's plane and row, reach.
 template <int K, int W>
 inline void spread(const Plane& p, int64_t z, int64_t y, int64_t x, bool odd, const Sixteen (&scale)[2],
@@ -309,8 +310,8 @@ template <int K>
 inline void depthwise_of(const Depthwise8& job, int64_t z, int64_t part, int64_t b) {
   const int64_t parts = (job.h + job.rows - 1) / job.rows, top = part * job.rows;
   const int64_t blocks = job.channels / BLOCK, each = windows(job.form, K) * TAPS;
-  // A transposed convolution finds its planes itself.
-  const int64_t first = job.form == Form::up ? 0 : (job.form == Form::down && job.depth > 1 ? 2 * z : z) - job.depth / 2;
+  const int64_t middle = job.form == Form::down && job.depth > 1 ? 2 * z : z;
+  const int64_t first = job.form == Form::up ? 0 : middle - job.depth / 2;  // `spread` finds its planes itself
   const Plane plane{job,
                     job.x.data + first * job.x.plane + b * job.x.block,
                     job.weights + b * job.depth * K * each,

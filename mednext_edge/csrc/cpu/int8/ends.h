@@ -1,4 +1,5 @@
-// Stem, head and the rounding of a stream, in float: stem and head are thin, and their numbers are the image's and the logits.
+// Stem, head and the rounding of a stream, in float: stem and head are thin, and their numbers are the image's and the
+// logits.
 #pragma once
 
 #include "numbers.h"
@@ -33,7 +34,8 @@ inline void head_of_tile(const Head& job, int64_t begin, int64_t end) {
   float channels[TOGETHER][BLOCK], logits[TILE][BLOCK];
   const uint16_t* streams[TILE];
   const int64_t voxels = end - begin;
-  over_voxels(begin, end, job.h, job.w, [&](int64_t i, int64_t z, int64_t y, int64_t x) { streams[i] = job.stream.at(z, y, x); });
+  over_voxels(begin, end, job.h, job.w,
+              [&](int64_t i, int64_t z, int64_t y, int64_t x) { streams[i] = job.stream.at(z, y, x); });
   for (int64_t k = 0; k < job.classes; k += BLOCK) {
     for (int64_t first = 0; first < voxels; first += TOGETHER) {
       const int64_t several = voxels - first < TOGETHER ? voxels - first : TOGETHER;

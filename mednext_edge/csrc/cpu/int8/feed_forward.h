@@ -16,10 +16,12 @@ MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scal
                                          _mm512_loadu_ps(bias + 16 * c));
     level[c] = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127)));  // what is too large would wrap around
   }
-  const __m512i line = _mm512_packs_epi16(_mm512_packs_epi32(level[0], level[1]), _mm512_packs_epi32(level[2], level[3]));
+  const __m512i line =
+      _mm512_packs_epi16(_mm512_packs_epi32(level[0], level[1]), _mm512_packs_epi32(level[2], level[3]));
   // Lines 0..127 are those of the levels that are not negative.
   const __m512i positive = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), line, _mm512_loadu_si512(table + 64));
-  const __m512i negative = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), line, _mm512_loadu_si512(table + 192));
+  const __m512i negative =
+      _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), line, _mm512_loadu_si512(table + 192));
   _mm512_storeu_si512(to, _mm512_mask_blend_epi8(_mm512_movepi8_mask(line), positive, negative));
 #else
   int32_t sum[PANEL];
@@ -33,7 +35,8 @@ MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scal
 
 // The first `channels`, whole blocks, of one voxel's panel of a result: into the stream, and its copy.
 MEDNEXT_INLINE void finish_stream(const Sums (&sums)[NARROW], const Scales& scales, int64_t first, int64_t channels,
-                                  bool add, const View<uint16_t>& stream, uint16_t* to, const Copy8& copy, uint8_t* beside) {
+                                  bool add, const View<uint16_t>& stream, uint16_t* to, const Copy8& copy,
+                                  uint8_t* beside) {
   MEDNEXT_UNROLL
   for (int b = 0; b < OUT_PANEL / BLOCK; ++b) {
     if (b * BLOCK >= channels) break;

@@ -1,8 +1,8 @@
 // What the INT8 engine asks of an instruction set, as plain data.
 //
-// Channels lie in blocks of 16, those of one voxel side by side and the voxels of a row one after the other. INT8 values
-// are kept with 128 added, as VNNI wants them. The residual stream is bfloat16, and beside it lies a copy in INT8 with a
-// margin of zeros, which the next depthwise convolution reads.
+// Channels lie in blocks of 16, those of one voxel side by side and the voxels of a row one after the other. INT8
+// values are kept with 128 added, as VNNI wants them. The residual stream is bfloat16, and beside it lies a copy in INT8
+// with a margin of zeros, which the next depthwise convolution reads.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,11 @@ struct View {
 
   T* at(int64_t z, int64_t y, int64_t x) const { return data + z * plane + y * row + x * step; }
 };
+
+template <class T>
+View<const T> read_only(const View<T>& view) {
+  return {view.data, view.plane, view.row, view.block, view.step};
+}
 
 // Of the depthwise convolution of a block: as it stands, with stride 2, or transposed with stride 2.
 enum class Form : int32_t { same = 0, down = 1, up = 2 };

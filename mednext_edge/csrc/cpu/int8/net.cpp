@@ -101,6 +101,7 @@ void mednext_cpu_net::add(const mednext_cpu_block& given) {
   }
   if (block.form == Form::up) --level_;
   size_ = {0, 0, 0};
+  scratch_.clear();
 }
 
 bool mednext_cpu_net::takes(Size size) const {
@@ -111,6 +112,7 @@ bool mednext_cpu_net::takes(Size size) const {
 }
 
 void mednext_cpu_net::prepare(Size size, int threads) {
+  drop_foreign_pool();
   if (!pool_ || pool_->threads() != threads) pool_ = std::make_unique<mednext::Pool>(threads);
   while (static_cast<int>(scratch_.size()) < pool_->threads()) scratch_.emplace_back(scratch_bytes_);
   if (size == size_) return;
@@ -163,8 +165,7 @@ void mednext_cpu_net::run(Size size, const float* x, float* y, int threads) {
   over_tiles(count, [&](int64_t begin, int64_t end, uint8_t*) { kernels_.stem(stem, begin, end); });
   at_ = 0;
   for (std::size_t i = 0; i < blocks_.size(); ++i) run_block(i);
-  const View<uint16_t> stream = first.stream();
-  const mednext::Head head{channels_,           classes_, count, size.h, size.w, {stream.data, stream.plane, stream.row, stream.block, stream.step},
+  const mednext::Head head{channels_,           classes_, count, size.h, size.w, read_only(first.stream()),
                            head_weight_.data(), head_bias_.data(), y};
   over_tiles(count, [&](int64_t begin, int64_t end, uint8_t*) { kernels_.head(head, begin, end); });
 }
@@ -213,7 +214,6 @@ void mednext_cpu_net::run_block(std::size_t i) {
 
 // Leaves y in 16 bits, and in `norm_` what takes it to the INT8 of the normalised.
 void mednext_cpu_net::convolve(const Block& block, const Level& from, Size size) {
-  const View<uint8_t> x = from.copy();
   const int64_t row = block.c_in * size.w, rows = rows_of(block, size), blocks = block.c_in / BLOCK;
   const mednext::Depthwise8 job{block.form,
                                 block.kernel,
@@ -221,7 +221,7 @@ void mednext_cpu_net::convolve(const Block& block, const Level& from, Size size)
                                 size.d,
                                 size.h,
                                 size.w,
-                                {x.data, x.plane, x.row, x.block, x.step},
+                                read_only(from.copy()),
                                 block.depthwise.data(),
                                 block.depthwise_offsets.data(),
                                 block.depthwise_scale.data(),
@@ -271,7 +271,7 @@ void mednext_cpu_net::add_shortcut(const Block& block, const Level& from, const 
                                 block.c_out,
                                 size.h,
                                 size.w,
-                                {x.data, x.plane, x.row, x.block, x.step},
+                                read_only(x),
                                 block.shortcut.panels(),
                                 block.shortcut.scales(),
                                 stream,
@@ -286,11 +286,11 @@ void mednext_cpu_net::round_front(const Level& level, bool deep, float levels) {
   const View<uint16_t> stream = level.stream();
   const View<uint8_t> copy = level.copy();
   const auto round = [&](int64_t z, int64_t y, int64_t x, Size size) {
-    const mednext::Rounding job{level.channels,
-                                size.h,
-                                size.w,
-                                {stream.at(z, y, x), stream.plane, stream.row, stream.block, stream.step},
-                                {{copy.at(z, y, x), copy.plane, copy.row, copy.block, copy.step}, levels}};
+    View<uint16_t> from = stream;
+    View<uint8_t> to = copy;
+    from.data = stream.at(z, y, x);
+    to.data = copy.at(z, y, x);
+    const mednext::Rounding job{level.channels, size.h, size.w, read_only(from), {to, levels}};
     over_tiles(voxels(size), [&](int64_t begin, int64_t end, uint8_t*) { kernels_.round_stream(job, begin, end); });
   };
   const Size all = level.size;

@@ -37,6 +37,10 @@ struct mednext_cpu_net {
  public:
   mednext_cpu_net(const mednext::Int8Kernels& kernels, const mednext_cpu_dense& stem, const mednext_cpu_dense& head);
 
+  ~mednext_cpu_net() { drop_foreign_pool(); }
+  mednext_cpu_net(const mednext_cpu_net&) = delete;
+  mednext_cpu_net& operator=(const mednext_cpu_net&) = delete;
+
   // Whether a block can follow those that are there.
   bool fits(const mednext_cpu_block& block) const;
   void add(const mednext_cpu_block& block);
@@ -46,6 +50,9 @@ struct mednext_cpu_net {
 
  private:
   void prepare(mednext::Size size, int threads);
+  void drop_foreign_pool() {
+    if (pool_ && pool_->foreign()) static_cast<void>(pool_.release());
+  }
   void run_block(std::size_t i);
   void convolve(const mednext::Block& block, const mednext::Level& from, mednext::Size size);
   void add_shortcut(const mednext::Block& block, const mednext::Level& from, const mednext::Level& to);

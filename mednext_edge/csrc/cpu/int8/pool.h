@@ -10,7 +10,19 @@
 #include <thread>
 #include <vector>
 
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
 namespace mednext {
+
+inline int64_t process() {
+#if defined(_WIN32)
+  return 0;
+#else
+  return getpid();
+#endif
+}
 
 class Pool {
  public:
@@ -33,6 +45,9 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }
+
+  // Of a process that has forked into this one, where its threads do not exist: it can only be left behind.
+  bool foreign() const { return owner_ != process(); }
 
   // Calls part(i, thread) for i in 0..count-1; it must not throw. Threads are 0..threads()-1.
   void run(int64_t count, const std::function<void(int64_t, int)>& part) {
@@ -82,6 +97,7 @@ class Pool {
   std::size_t working_ = 0;
   uint64_t round_ = 0;
   bool ending_ = false;
+  const int64_t owner_ = process();
   std::vector<std::thread> helpers_;  // last: they use what stands above
 };
 
