@@ -4,9 +4,9 @@
     python benchmarks/serving_soak.py dicom BUNDLE [--series 200] [--at-once 4] [--json]
 
 `mrd` sends random volumes as the ismrmrd package does and compares the labels with those that came before, when nothing
-else was sent. `dicom` sends random series by pynetdicom under fresh UIDs, and takes the segmentation objects that come
-back. An answer is right, wrong (of other labels), lost, doubled (two of them), or failed (refused, or broken off). The
-exit code is 1 unless all are right. Memory is the service's resident set.
+else was sent. `dicom` sends random series by dcmtk's storescu under fresh UIDs, and takes the segmentation objects that
+come back. An answer is right, wrong (of other labels), lost, doubled (two of them), or failed (refused, or broken off).
+The exit code is 1 unless all are right. Memory is the service's resident set.
 """
 
 from __future__ import annotations

@@ -1,17 +1,25 @@
-"""A DICOM modality and its archive in one: series out by C-STORE, segmentation objects in."""
+"""A DICOM modality and its archive: series out by dcmtk's storescu, segmentation objects in by pynetdicom.
+
+Not pynetdicom (3.0.4) for both: under load an association's own thread may take the answer that `send_c_store` waits
+for, and a series then stays without its end.
+"""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.uid import MRImageStorage, SegmentationStorage
+from pydicom.uid import SegmentationStorage
 from pynetdicom import AE, evt
 
-from tests.data.dicom_series import make_slices
+from tests.data.dicom_series import make_slices, save_slices
 
 from .outcome import judge, references
 
@@ -69,11 +77,15 @@ class Modality:
         archive: where the service sends to.
 
     Raises:
-        RuntimeError: it does not answer each with one object.
+        RuntimeError: it does not answer each with one object, or there is no storescu.
     """
 
     def __init__(self, port: int, archive: Archive) -> None:
-        self._port, self._archive = port, archive
+        # Python packages bring programs of the same name into virtual environments.
+        program = shutil.which("storescu", path="/usr/bin:/usr/local/bin:/bin")
+        if program is None:
+            raise RuntimeError("storescu is not installed (Debian package dcmtk)")
+        self._port, self._archive, self._program = port, archive, program
         generator = np.random.default_rng(0)
         self._series = [generator.integers(0, 1000, (8, 24 + kind, 28)).astype(np.int16) for kind in range(KINDS)]
         self._expected = references([self._answer(kind) for kind in range(KINDS)])
@@ -90,17 +102,10 @@ class Modality:
     def _answer(self, kind: int) -> list[bytes]:
         """The objects that came back."""
         slices = make_slices(self._series[kind])
-        entity = AE(ae_title=TITLE)
-        entity.add_requested_context(MRImageStorage)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_S
-        association = entity.associate("127.0.0.1", self._port, ae_title=CALLED)
-        if not association.is_established:
-            raise ConnectionError("the service takes no association")
-        for one in slices:
-            # No status: the peer closed the association, or its answer did not come in time.
-            status = association.send_c_store(one).get("Status")
-            if status != 0:
-                association.abort()
-                raise ConnectionError(f"the service answered a slice with {status}")
-        association.release()
+        with tempfile.TemporaryDirectory() as folder:
+            save_slices(Path(folder), slices)
+            command = [self._program, "-aet", TITLE, "-aec", CALLED, "+sd", "127.0.0.1", str(self._port), folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ConnectionError(done.stderr.strip().splitlines()[-1] if done.stderr else str(done.returncode))
         return self._archive.wait(str(slices[0].StudyInstanceUID))

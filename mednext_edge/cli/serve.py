@@ -52,7 +52,12 @@ def dicom(
         Path, typer.Option("--spool", metavar="DIR", help="Folder of the queue; it holds patients' images.")
     ] = Path("mednext-spool"),
     quiet: Annotated[
-        float, typer.Option("--quiet", metavar="S", help="A series is complete when nothing of it came for S seconds.")
+        float,
+        typer.Option(
+            "--quiet",
+            metavar="S",
+            help="A series is complete when nothing of it came for S seconds, or for 30 while its association is open.",
+        ),
     ] = 10,
     expect: Annotated[
         int | None, typer.Option("--expect", metavar="N", min=1, help="Or as soon as it has N slices.")

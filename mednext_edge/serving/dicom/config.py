@@ -63,7 +63,8 @@ class DicomConfig(Frozen):
         host, port: where it listens; port 0 takes a free one.
         ae_title: its own.
         allow: calling AE titles that are let in; empty lets everyone in.
-        quiet_s: a series is complete when nothing of it came for so long.
+        quiet_s: a series is complete when nothing of it came for so long; while the association that sent it last is
+            open, for `limits.network_s` at least.
         expect: or when it has so many slices; None knows no number.
         keep_s: how long images and results stay on disk after they were sent or refused.
         retry_s: longest pause between two tries to send.

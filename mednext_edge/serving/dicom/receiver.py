@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+import weakref
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from mednext_edge.data.dicom import IMAGE_CLASSES, read_header
@@ -60,6 +63,9 @@ class Receiver:
         self._config, self._spool, self._metrics, self._emit = config, spool, metrics, emit
         self.spool_bytes = 0
         self._closing = False
+        self._lock = threading.Lock()
+        # The series that each association sent last, as long as there is the association.
+        self._latest: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
         limits = config.limits
         entity = pynetdicom.AE(ae_title=config.ae_title)
         entity.maximum_associations = limits.associations
@@ -93,6 +99,11 @@ class Receiver:
         """For the gauge: how many there are."""
         return {(): float(len(self._server.active_associations))}
 
+    def held(self) -> set[str]:
+        """Keys of the series that an association which is still open sent last: more of them may be on the way."""
+        with self._lock:
+            return set(self._latest.values())
+
     def close(self) -> None:
         """Take no more instances, and end the associations."""
         self._closing = True
@@ -108,6 +119,8 @@ class Receiver:
         )
 
     def _closed(self, event: Event) -> None:
+        with self._lock:
+            self._latest.pop(event.assoc, None)
         receiver = getattr(event.assoc.dul.socket, "recv", None)
         if isinstance(receiver, BoundedReceiver) and receiver.exceeded:
             self._metrics.count("refused_total", reason="too-large")
@@ -157,12 +170,14 @@ class Receiver:
             file.write_bytes(event.encoded_dataset())
             uids = self._uids(event, file)
             try:
-                self._spool.add(
+                key = self._spool.add(
                     file, uids["StudyInstanceUID"], uids["SeriesInstanceUID"], uids["SOPInstanceUID"],
                     limits.slices, limits.open_series,
                 )  # fmt: skip
             except Full as full:
                 raise _Refused(OUT_OF_RESOURCES, f"too-many-{full}") from full
+            with self._lock:
+                self._latest[event.assoc] = key
         finally:
             file.unlink(missing_ok=True)
 

@@ -134,7 +134,9 @@ class DicomService:
         return good, {"status": status, "queue": self.spool.counts()}
 
     def _complete_due(self) -> None:
-        for key in self.spool.due(self.config.quiet_s, self.config.expect):
+        # The receiver is asked first: a slice that comes after that is in the spool's time.
+        held = self.receiver.held()
+        for key in self.spool.due(self.config.quiet_s, self.config.expect, held, self.config.limits.network_s):
             self._complete(key)
 
     def _surviving_a_full_disk(self, step: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -133,13 +133,18 @@ class Spool:
         """The series that are being received, and how many slices each has."""
         return {path.name: _count(path / SLICES) for path in _folders(self.root / "incoming")}
 
-    def due(self, quiet_s: float, expect: int | None) -> list[str]:
-        """Keys of the series that are complete: quiet for so long, or of the expected number of slices."""
+    def due(self, quiet_s: float, expect: int | None, held: Collection[str] = (), held_s: float = 0.0) -> list[str]:
+        """Keys of the series that are complete: quiet for so long, or of the expected number of slices.
+
+        Args:
+            held: series whose sender is still there, and which are complete only when quiet for `held_s`.
+        """
         now, found = time.time(), []
         for key, count in self.series().items():
             quiet = now - (self.root / "incoming" / key / SLICES).stat().st_mtime
+            pause = max(quiet_s, held_s) if key in held else quiet_s
             # A clock that was set back must not hold a series for ever.
-            if count and (quiet >= quiet_s or quiet < -quiet_s or (expect is not None and count >= expect)):
+            if count and (quiet >= pause or quiet < -pause or (expect is not None and count >= expect)):
                 found.append(key)
         return found
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import highdicom
 import nibabel as nib
 import numpy as np
+import pynetdicom
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom import Dataset
@@ -151,6 +153,25 @@ def test_a_series_is_segmented_once_and_late_slices_make_a_new_object(
         for f in (tmp_path / "out").iterdir()
     ]
     assert sorted(counts) == [4, 6]
+
+
+def test_a_series_waits_for_the_association_that_sends_it(
+    start_node: StartNode, slices: list[Dataset], tmp_path: Path
+) -> None:
+    """A pause in the middle of an association makes no series of half the slices."""
+    node = start_node(f"file:{tmp_path}", quiet_s=0.2)
+    entity = pynetdicom.AE(ae_title="SCANNER")
+    entity.add_requested_context(slices[0].SOPClassUID)
+    association = entity.associate("127.0.0.1", node.port, ae_title="MEDNEXT")
+    for ds in slices[:3]:
+        assert association.send_c_store(ds).Status == 0
+    time.sleep(1.5)
+    assert not node.of("series-complete")
+    for ds in slices[3:]:
+        assert association.send_c_store(ds).Status == 0
+    association.release()
+    assert node.wait("series-complete")[0]["slices"] == 6
+    wait_for(lambda: not node.service.receiver.held(), "the end of the association")
 
 
 def test_an_expected_number_of_slices_waits_for_no_pause(

@@ -68,6 +68,10 @@ def test_when_a_series_is_complete(spool: Spool) -> None:
     assert spool.due(60, None) == spool.due(60, 2) == []
     assert spool.due(60, 1) == spool.due(0, None) == [key]
     slices = spool.root / "incoming" / key / SLICES
+    os.utime(slices, (time.time() - 100,) * 2)
+    assert spool.due(60, None) == spool.due(60, None, {"another"}, 200) == spool.due(60, None, {key}, 90) == [key]
+    assert spool.due(60, None, {key}, 200) == []  # its sender is still there
+    assert spool.due(60, 1, {key}, 200) == [key]
     os.utime(slices, (time.time() + 1000,) * 2)  # a clock that was set back
     assert spool.due(60, None) == [key]
 
