@@ -6,7 +6,8 @@ Every row is a bundle, exported by the job behind `mednext-export` and validated
 and surface Dice, or accuracy and AUC of a classification; drop against FP32 with its interval over the cases, worst
 case, size. Then the engines are timed on one patch, interleaved, and the row that was trained in INT8 is compared with
 the network that it was trained as. Bundles that lie in the folder are not exported again. Where the processor computes
-in bfloat16 there are rows for that, and for INT8 with bfloat16 for the rest.
+in bfloat16 there are rows for that, and for INT8 with bfloat16 for the rest; where the native engine takes the
+network, for that, calibrated and trained in INT8.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mednext_edge.cli.console import track
 from mednext_edge.cpu import features
 from mednext_edge.data.dataset import Case, open_dataset
 from mednext_edge.environment import environment
+from mednext_edge.errors import ExportError
 from mednext_edge.evaluation.drops import MetricDrop, metric_drop
 from mednext_edge.evaluation.latency import measure, ratio
 from mednext_edge.evaluation.limits import Limits
@@ -43,7 +45,8 @@ from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.training.qat import as_trained
 
 FP32, BF16, PTQ, BESIDE, CONTROL, QAT = "FP32", "bf16", "PTQ", "PTQ beside bf16", "accuracy control", "QAT"
-ROWS = (FP32, PTQ, BF16, BESIDE, CONTROL, QAT)
+NATIVE, NATIVE_QAT = "native PTQ", "native QAT"
+ROWS = (FP32, PTQ, BF16, BESIDE, CONTROL, QAT, NATIVE, NATIVE_QAT)
 
 
 def bundle(folder: Path, request: ExportRequest, progress: Callable[[str, int, int], None]) -> Report:
@@ -115,6 +118,17 @@ def labels(predictor: Predictor, case: Case) -> NDArray[np.generic]:
     return np.array([predictor.classify(case.image()).argmax()])
 
 
+def takes_native(checkpoint: str) -> bool:
+    """Whether the native engine has a form of a network."""
+    accepts = TARGETS["native"].accepts
+    assert accepts is not None
+    try:
+        accepts(load(checkpoint))
+    except ExportError:
+        return False
+    return True
+
+
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
     first = next(iter(rows.values()))
     main = next(iter(first["drop"]))
@@ -168,6 +182,12 @@ def main() -> None:
         }
     if asked.qat:
         wanted[QAT] = {"checkpoint": asked.qat, "precision": "int8"}
+    if asked.target == "openvino" and takes_native(asked.checkpoint):
+        wanted |= {
+            other: {**wanted[name], "target": "native"}
+            for name, other in ((PTQ, NATIVE), (QAT, NATIVE_QAT))
+            if name in wanted
+        }
     wanted = {name: options for name, options in wanted.items() if name in (FP32, *asked.rows)}
     rows: dict[str, dict[str, Any]] = {}
     reports: dict[str, Report] = {}
@@ -175,7 +195,7 @@ def main() -> None:
         for name, options in wanted.items():
             print(name, file=sys.stderr)
             folder = asked.out / name.replace(" ", "-")
-            reports[name] = bundle(folder, ExportRequest(**common, **options, out=folder), progress)
+            reports[name] = bundle(folder, ExportRequest(**{**common, **options}, out=folder), progress)
             files = [entry.path for entry in read_manifest(folder).files if entry.path.startswith("model")]
             rows[name] = row(reports[name], reports[FP32], sum((folder / file).stat().st_size for file in files) / 1e6)
     with ExitStack() as stack:
