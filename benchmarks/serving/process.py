@@ -58,7 +58,7 @@ def serving(folder: Path, kind: str, *options: object) -> Iterator[Service]:
         folder: for its log.
 
     Raises:
-        RuntimeError: it ended or did not listen in time; with its own words.
+        RuntimeError: it did not listen in time, or ended by itself; with its own words.
     """
     command = [str(Path(sys.executable).with_name("mednext-edge")), "serve", kind, *map(str, options)]
     log, errors = folder / "events.jsonl", folder / "errors.txt"
@@ -72,6 +72,8 @@ def serving(folder: Path, kind: str, *options: object) -> Iterator[Service]:
                 raise RuntimeError(f"{' '.join(command)} does not listen: {errors.read_text()[-2000:]}")
             time.sleep(0.1)
         yield Service(listening[0]["port"], service.process, log)
+        if started.poll() is not None:
+            raise RuntimeError(f"the service ended with {started.returncode}: {errors.read_text()[-2000:]}")
     finally:
         started.terminate()
         try:

@@ -141,10 +141,12 @@ class Spool:
         """
         now, found = time.time(), []
         for key, count in self.series().items():
+            if not count:  # its folder is being made
+                continue
             quiet = now - (self.root / "incoming" / key / SLICES).stat().st_mtime
             pause = max(quiet_s, held_s) if key in held else quiet_s
             # A clock that was set back must not hold a series for ever.
-            if count and (quiet >= pause or quiet < -pause or (expect is not None and count >= expect)):
+            if quiet >= pause or quiet < -pause or (expect is not None and count >= expect):
                 found.append(key)
         return found
 

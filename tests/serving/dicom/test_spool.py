@@ -76,6 +76,12 @@ def test_when_a_series_is_complete(spool: Spool) -> None:
     assert spool.due(60, None) == [key]
 
 
+def test_a_series_whose_folder_is_being_made_is_not_complete(spool: Spool) -> None:
+    (spool.root / "incoming" / "begun").mkdir()
+    assert spool.due(0, None) == spool.due(0, 1) == []
+    assert spool.series() == {"begun": 0}
+
+
 def test_the_same_slices_again_are_no_second_job(spool: Spool) -> None:
     job = complete(spool, "1", "2")
     assert job is not None
