@@ -8,6 +8,7 @@ lines, which reach from where GELU is nearly zero to where it is at the threshol
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,7 @@ def _block(name: str, block: Block, plan: Plan) -> Block8:
     )
 
 
+@dataclass(frozen=True)
 class HiddenLevels:
     """How the hidden tensor is rounded, in front of GELU and behind it.
 
@@ -125,8 +127,10 @@ class HiddenLevels:
         low, line: line l of the table, -128..127, is low + (l + 128) * line.
     """
 
-    def __init__(self, step: float, zero: int, low: float, line: float) -> None:
-        self.step, self.zero, self.low, self.line = step, zero, low, line
+    step: float
+    zero: int
+    low: float
+    line: float
 
     @classmethod
     def reaching(cls, threshold: float) -> HiddenLevels:
