@@ -38,11 +38,8 @@ class _Net(Frozen):
 
 def save_net(net: Net8, file: Path) -> None:
     """Write a network."""
-    parts: dict[str, Dense | Block8] = {"stem": net.stem, "head": net.head}
-    parts |= {f"blocks.{i}": block for i, block in enumerate(net.blocks)}
-    found = {f"{part}.{name}": tensor for part, given in parts.items() for name, tensor in tensors(given).items()}
     blocks = tuple(_Block.model_validate({name: getattr(b, name) for name in _Block.model_fields}) for b in net.blocks)
-    save_file(found, file, metadata={KEY: _Net(blocks=blocks).model_dump_json()})
+    save_file(_named(net), file, metadata={KEY: _Net(blocks=blocks).model_dump_json()})
 
 
 def load_net(file: Path) -> Net8:
@@ -56,14 +53,24 @@ def load_net(file: Path) -> Net8:
             metadata = opened.metadata() or {}
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
         described = _Net.model_validate_json(metadata.get(KEY, ""))
-        return Net8(
+        net = Net8(
             _dense(found, "stem"),
             tuple(_block(found, f"blocks.{i}", block) for i, block in enumerate(described.blocks)),
             _dense(found, "head"),
         )
+        if unused := sorted(found.keys() - _named(net).keys()):
+            raise UsageError(f"its structure does not use the tensor {unused[0]}")
+        return net
     except (SafetensorError, OSError, ValidationError, UsageError, KeyError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise ExportError(f"{file} holds no network of the native engine ({reason}); export it again") from error
+
+
+def _named(net: Net8) -> dict[str, Tensor]:
+    """All tensors, as the file names them."""
+    parts: dict[str, Dense | Block8] = {"stem": net.stem, "head": net.head}
+    parts |= {f"blocks.{i}": block for i, block in enumerate(net.blocks)}
+    return {f"{part}.{name}": tensor for part, given in parts.items() for name, tensor in tensors(given).items()}
 
 
 def _dense(found: Mapping[str, Tensor], name: str) -> Dense:

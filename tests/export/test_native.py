@@ -112,9 +112,6 @@ def broken(bundle: Path, folder: Path, how: str) -> Path:
 )
 def test_files_that_hold_no_network(bundle: Path, tmp_path: Path, how: str) -> None:
     file = broken(bundle, tmp_path, how)
-    if how == "a block too few":  # a network, but of fewer blocks: the bundle's digest is what tells
-        assert len(load_net(file).blocks) + 1 == len(load_net(bundle / FILE).blocks)
-        return
     with pytest.raises(ExportError, match=r"holds no network of the native engine .*; export it again"):
         NativeSession(file, read_manifest(bundle).task)
 

@@ -35,7 +35,6 @@ inline Sixteen scaled(Sixteen x, Sixteen scale, Sixteen bias) {
 inline Sixteen operator+(Sixteen a, Sixteen b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Sixteen operator*(Sixteen a, Sixteen b) { return {_mm512_mul_ps(a.value, b.value)}; }
 inline Sixteen all(float value) { return {_mm512_set1_ps(value)}; }
-inline float sum(Sixteen x) { return _mm512_reduce_add_ps(x.value); }
 inline void store_int16(int16_t* to, Sixteen x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x.value)));
 }
@@ -104,11 +103,6 @@ inline Sixteen all(float value) {
   Sixteen y;
   for (int i = 0; i < BLOCK; ++i) y.value[i] = value;
   return y;
-}
-inline float sum(const Sixteen& x) {
-  float total = 0;
-  for (int i = 0; i < BLOCK; ++i) total += x.value[i];
-  return total;
 }
 inline void store_int16(int16_t* to, const Sixteen& x) {
   for (int i = 0; i < BLOCK; ++i) to[i] = static_cast<int16_t>(nearest(clamped(x.value[i], -32768, 32767)));
