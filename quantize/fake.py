@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mednext_edge.fusion.depthwise import DepthwiseConv3d
+from mednext_edge.fusion.depthwise import DepthwiseConv
 from mednext_edge.ops import cpu_library
 from mednext_edge.quantize.flavour import LEVELS
 from mednext_edge.quantize.kinds import TRANSPOSED
@@ -92,7 +92,7 @@ class WeightRounder(nn.Module):
     def __init__(self, conv: nn.Module, levels: int) -> None:
         super().__init__()
         self.levels = levels
-        if isinstance(conv, DepthwiseConv3d):
+        if isinstance(conv, DepthwiseConv):
             transposed, depthwise = conv.transposed, conv.weight.shape[0] > 1
         else:
             transposed, depthwise = isinstance(conv, TRANSPOSED), cast(int, conv.groups) > 1

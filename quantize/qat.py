@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mednext_edge.errors import ExportError
-from mednext_edge.fusion.depthwise import DepthwiseConv3d
+from mednext_edge.fusion.depthwise import DepthwiseConv
 from mednext_edge.models.loaded import Quantization
 from mednext_edge.quantize.fake import InputQuantizer, WeightRounder
 from mednext_edge.quantize.flavour import Flavour
@@ -33,7 +33,7 @@ def attach(net: nn.Module, quantization: Quantization) -> None:
     """
     for name, threshold in quantization.thresholds.items():
         layer = net.get_submodule(name)
-        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, DepthwiseConv3d)):
+        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, DepthwiseConv)):
             parametrize.register_parametrization(layer, "weight", WeightRounder(layer, quantization.weight_levels))
         layer.add_module(QUANTIZER, InputQuantizer(threshold))
         layer.register_forward_pre_hook(_round_input)

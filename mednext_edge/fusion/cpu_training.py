@@ -26,8 +26,8 @@ class ChannelNorm(nn.Module):
 
 
 def use_cpu_training(net: nn.Module) -> int:
-    """Replace, in place, what our CPU kernels compute; how many blocks that are. Others stay as they are."""
-    if not (count := use_depthwise(net)):
+    """Replace, in place, what our CPU kernels compute; how many 3-D blocks that are. All else stays as it is."""
+    if not (count := use_depthwise(net, dims=(3,))):
         return 0
     for block in net.modules():
         if isinstance(block, Block) and isinstance(block.norm, nn.GroupNorm) and is_per_channel(block.norm):

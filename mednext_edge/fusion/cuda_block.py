@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mednext_edge.fusion.depthwise import DepthwiseConv3d, fits
+from mednext_edge.fusion.depthwise import DepthwiseConv, fits
 from mednext_edge.fusion.instance_norm import is_per_channel
 from mednext_edge.fusion.rewrite import Rewrite
 from mednext_edge.models.mednext import Block, DownBlock, UpBlock
@@ -25,8 +25,8 @@ class FusedBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         conv = block.conv1
-        assert isinstance(conv, (DepthwiseConv3d, nn.Conv3d, nn.ConvTranspose3d))
-        self.conv1 = conv if isinstance(conv, DepthwiseConv3d) else DepthwiseConv3d(conv).train(conv.training)
+        assert isinstance(conv, (DepthwiseConv, nn.Conv3d, nn.ConvTranspose3d))
+        self.conv1 = conv if isinstance(conv, DepthwiseConv) else DepthwiseConv(conv).train(conv.training)
         self.norm, self.conv2, self.conv3 = block.norm, block.conv2, block.conv3
         self.residual = block.residual
         if isinstance(block, (DownBlock, UpBlock)) and block.residual:
@@ -93,7 +93,7 @@ def _block_fits(block: nn.Module) -> bool:
         type(block) in FUSED
         and isinstance(block, Block)
         and not block.grn
-        and (isinstance(block.conv1, DepthwiseConv3d) or fits(block.conv1))
+        and (isinstance(block.conv1, DepthwiseConv) or fits(block.conv1))
         and is_per_channel(block.norm)
         and _is_pointwise(block.conv2)
         and _is_pointwise(block.conv3)

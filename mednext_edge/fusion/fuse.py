@@ -57,7 +57,8 @@ def fuse(model: LoadedModel, *, backend: str = "torch", optional: Collection[str
 
     Args:
         model: in training form, or already fused (then nothing changes).
-        backend: a name of `BACKENDS`. `cuda` computes all 3-D blocks with our CUDA kernels, on a CUDA device.
+        backend: a name of `BACKENDS`. `cuda` computes 3-D blocks with our CUDA kernels, and depthwise convolutions
+            of other blocks and of 2-D networks, on a CUDA device.
         optional: names of optional rewrites to apply too, such as `parity`.
 
     Returns:

@@ -20,7 +20,7 @@ from mednext_edge.errors import MednextEdgeError, TargetUnavailableError
 LIBRARY = "mednext_cuda.dll" if sys.platform == "win32" else "libmednext_cuda.so"
 OVERRIDE = "MEDNEXT_CUDA_LIBRARY"
 """Environment variable with the path of a library to use in place of the installed one."""
-ABI = 4
+ABI = 5
 """`MEDNEXT_CUDA_ABI` of the header that this file was written to."""
 LARGEST_KERNEL = 31
 
@@ -52,11 +52,11 @@ class Pass(IntEnum):
 
 
 class Layer(ctypes.Structure):
-    """`mednext_dwconv3d` of the header; n, d, h, w, c are those of the layer's input."""
+    """`mednext_dwconv3d` of the header; n, d, h, w, c are those of the layer's input, dims is 3 or 2."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("n", "d", "h", "w", "c")),
-        *((name, ctypes.c_int32) for name in ("kernel", "stride", "transposed", "dtype", "path")),
+        *((name, ctypes.c_int32) for name in ("dims", "kernel", "stride", "transposed", "dtype", "path")),
     )
 
 
@@ -135,7 +135,7 @@ class CudaLibrary:
         self._check(
             self._functions[function](ctypes.byref(layer), *arguments),
             f"`{function}`",
-            f"input {shape}, kernel {layer.kernel}, stride {layer.stride}, {DType(layer.dtype).name}"
+            f"input {shape}, {layer.dims}-D, kernel {layer.kernel}, stride {layer.stride}, {DType(layer.dtype).name}"
             + (f", path {ComputePath(layer.path).name}" if layer.path else ""),
         )
 

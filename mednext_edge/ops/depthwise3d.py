@@ -1,4 +1,6 @@
-"""Depthwise 3-D convolution as operators of PyTorch: our kernels on CUDA devices and CPUs, PyTorch's own elsewhere.
+"""Depthwise convolution as operators of PyTorch: our kernels on CUDA devices and CPUs, PyTorch's own elsewhere.
+
+Images are volumes of one plane: each operator takes both, and tells them apart by the number of axes.
 
 Three operators, each of which is a derivative of the one sum  s(x, w, y) = <conv(x, w), y>  and so closed
 under differentiation:
@@ -8,9 +10,9 @@ under differentiation:
     mednext::depthwise3d_weight    ds/dw   its weight gradient
 
 The twins below are PyTorch's own convolutions. They run where our kernels do not take device, type (float64 anywhere)
-or kernel size, or on CUDA the library is not there; and they are what a graph is decomposed to: an exported ONNX graph
-holds standard Conv and ConvTranspose. In half precision on CPUs the convolution is PyTorch's, its gradients are ours in
-float32.
+or kernel size, on CPUs in 2-D, and on CUDA where the library is not there; and they are what a graph is decomposed to:
+an exported ONNX graph holds standard Conv and ConvTranspose. In half precision on CPUs the convolution is PyTorch's,
+its gradients are ours in float32.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 from torch.nn import functional as F
-from torch.nn.grad import conv3d_weight
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from mednext_edge.errors import UsageError
 from mednext_edge.ops import depthwise3d_cpu as cpu
 from mednext_edge.ops import depthwise3d_cuda as cuda
 
 STRIDES = (1, 2)
+AXES = (4, 5)
+"""Of an image and of a volume, with those of samples and channels."""
 
 
 def depthwise3d(
@@ -40,8 +44,8 @@ def depthwise3d(
     so that a contiguous input costs a copy before and one after. Under autocast all tensors are cast.
 
     Args:
-        x: [N, C, *n]; float32, float16 or bfloat16, and float64 through PyTorch's own kernels.
-        weight: [C, 1, k, k, k], k odd, of the same type.
+        x: [N, C, *n], n of two or three axes; float32, float16 or bfloat16, and float64 through PyTorch's own kernels.
+        weight: [C, 1, *k], k odd and the same along all axes, of the same type.
         bias: [C] or None.
         stride: 1 or 2.
         transposed: the transposed convolution, without output padding.
@@ -56,22 +60,27 @@ def depthwise3d(
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    _check(x, weight, bias, stride)
+    check_sizes(x, weight, stride)
+    _check_types(x, weight, bias)
     if transposed:
         return adjoint(x, weight, bias, [stride * (n - 1) + 1 for n in x.shape[2:]], stride)  # type: ignore[no-any-return]
     return convolution(x, weight, bias, stride)  # type: ignore[no-any-return]
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
+def check_sizes(x: Tensor, weight: Tensor, stride: int) -> None:
+    """Raises UsageError when input, weight and stride are not those of a depthwise convolution of images or volumes."""
     if stride not in STRIDES:
-        raise UsageError(f"found stride {stride}; a depthwise 3-D convolution here has stride 1 or 2")
-    c = x.shape[1] if x.dim() == 5 else None
-    k = weight.shape[-1] if weight.dim() == 5 else 0
-    if c is None or weight.shape != (c, 1, k, k, k) or k % 2 == 0:
+        raise UsageError(f"found stride {stride}; a depthwise convolution here has stride 1 or 2")
+    k = weight.shape[-1] if weight.dim() in AXES else 0
+    if x.dim() not in AXES or weight.shape != (x.shape[1], 1, *(k,) * (x.dim() - 2)) or k % 2 == 0:
         raise UsageError(
             f"found an input {tuple(x.shape)} and a weight {tuple(weight.shape)}; "
-            "expected [N, C, D, H, W] and [C, 1, k, k, k] with an odd k"
+            "expected [N, C, D, H, W] and [C, 1, k, k, k], or [N, C, H, W] and [C, 1, k, k], with an odd k"
         )
+
+
+def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    c = x.shape[1]
     if bias is not None and bias.shape != (c,):
         raise UsageError(f"found a bias {tuple(bias.shape)}; expected ({c},), one value a channel")
     types = {t.dtype for t in (x, weight, bias) if t is not None}
@@ -84,34 +93,38 @@ def layout(x: Tensor) -> torch.memory_format:
     """How the result of an operator lies in memory: as its first argument does."""
     if x.is_contiguous() or x.stride(1) != 1:
         return torch.contiguous_format
-    return torch.channels_last_3d
+    return cuda.CHANNELS_LAST[x.dim()]
 
 
 # The twins, and which results they have to give.
 
 
 def convolution_twin(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """[N, C, *n], [C, 1, k, k, k], [C] -> [N, C, *m] with m = (n - 1) // stride + 1."""
-    y = F.conv3d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+    """[N, C, *n], [C, 1, *k], [C] -> [N, C, *m] with m = (n - 1) // stride + 1."""
+    convolve = F.conv2d if x.dim() == 4 else F.conv3d
+    y = convolve(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
     return y.contiguous(memory_format=layout(x))
 
 
 def adjoint_twin(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], stride: int) -> Tensor:
     """[N, C, *m] -> [N, C, *size]; `size` is one that the convolution takes to m. The bias, [C], is added."""
     excess = [n - (stride * (m - 1) + 1) for n, m in zip(size, y.shape[2:], strict=True)]
-    x = F.conv_transpose3d(
-        y, weight, bias, stride, padding=weight.shape[-1] // 2, output_padding=excess, groups=y.shape[1]
-    )
+    convolve = F.conv_transpose2d if y.dim() == 4 else F.conv_transpose3d
+    x = convolve(y, weight, bias, stride, padding=weight.shape[-1] // 2, output_padding=excess, groups=y.shape[1])
     return x.contiguous(memory_format=layout(y))
 
 
 def weight_twin(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
-    """[N, C, *n], [N, C, *m] -> [C, 1, k, k, k], contiguous."""
-    shape = (x.shape[1], 1, kernel, kernel, kernel)
-    grad: Tensor = conv3d_weight(  # type: ignore[no-untyped-call]
-        x, shape, y, stride, padding=kernel // 2, groups=x.shape[1]
+    """[N, C, *n], [N, C, *m] -> [C, 1, *k], contiguous."""
+    derive = conv2d_weight if x.dim() == 4 else conv3d_weight
+    grad: Tensor = derive(  # type: ignore[no-untyped-call]
+        x, _weight_shape(x, kernel), y, stride, padding=kernel // 2, groups=x.shape[1]
     )
     return grad.contiguous()
+
+
+def _weight_shape(x: Tensor, kernel: int) -> tuple[int, ...]:
+    return (x.shape[1], 1, *(kernel,) * (x.dim() - 2))
 
 
 # The operators.
@@ -164,7 +177,7 @@ def _(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], strid
 
 @weight_gradient.register_fake
 def _(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
-    return x.new_empty((x.shape[1], 1, kernel, kernel, kernel))
+    return x.new_empty(_weight_shape(x, kernel))
 
 
 def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -190,7 +203,7 @@ def _differentiate_convolution(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]
     return (
         adjoint(g, weight, None, x.shape[2:], ctx.stride) if wants_x else None,
         weight_gradient(x, g, weight.shape[-1], ctx.stride) if wants_weight else None,
-        g.sum((0, 2, 3, 4)) if wants_bias else None,
+        g.sum((0, *range(2, g.dim()))) if wants_bias else None,
         None,
     )
 
@@ -206,7 +219,7 @@ def _differentiate_adjoint(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return (
         convolution(g, weight, None, ctx.stride) if wants_y else None,
         weight_gradient(g, y, weight.shape[-1], ctx.stride) if wants_weight else None,
-        g.sum((0, 2, 3, 4)) if wants_bias else None,
+        g.sum((0, *range(2, g.dim()))) if wants_bias else None,
         None,
         None,
     )

@@ -30,7 +30,7 @@ def takes_widened(x: Tensor, kernel: int) -> bool:
 
 
 def _fits(x: Tensor, kernel: int) -> bool:
-    return x.device.type == "cpu" and kernel in KERNELS and x.numel() > 0
+    return x.dim() == 5 and x.device.type == "cpu" and kernel in KERNELS and x.numel() > 0
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Depthwise 3-D convolution by our CUDA kernels: tensors to addresses, and nothing else.
+"""Depthwise convolution by our CUDA kernels: tensors to addresses, and nothing else.
 
-The kernels take channels-last activations and float32 weights [k, k, k, C]; every other layout is copied into
-that form first. Results are channels-last.
+The kernels take channels-last activations and float32 weights [*k, C]; every other layout is copied into that form
+first. Results are channels-last. Tensors have two or three axes beside samples and channels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from mednext_edge.ops.cuda_library import ComputePath, DType, Layer, Pass
 
 DTYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16}
 _TYPES = DTYPES | {torch.int8: DType.I8}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the number of a tensor's axes."""
 
 
 def takes(x: Tensor, kernel: int) -> bool:
@@ -29,6 +31,11 @@ def takes(x: Tensor, kernel: int) -> bool:
 def reaches(device: torch.device) -> bool:
     """Whether there are kernels for a device."""
     return device.type == "cuda" and cuda_library.available()
+
+
+def specialised(dims: int, kernel: int, stride: int) -> bool:
+    """Whether there are kernels for layers of this size; others take a general one, which is right, not quick."""
+    return kernel in (3, 5, 7) or (dims, kernel, stride) == (2, 9, 1)
 
 
 def convolution(
@@ -51,11 +58,11 @@ def convolution_int8(
     *,
     path: ComputePath = ComputePath.AUTO,
 ) -> Tensor:
-    """int8 [N, C, *n], [C, 1, k, k, k] and float32 [C], [C] -> int8 [N, C, *m], channels-last."""
+    """int8 [N, C, *n], [C, 1, *k] and float32 [C], [C] -> int8 [N, C, *m], channels-last."""
     x = channels_last(x)
     layer = _layer(x, x.shape[2:], weight.shape[-1], stride, path=path)
     y = _output(x, layer)
-    order = weight.squeeze(1).permute(1, 2, 3, 0).contiguous()
+    order = weight.squeeze(1).movedim(0, -1).contiguous()
     _call("forward_int8", layer, x, order, float_vector(scale), float_vector(bias), y)
     return y
 
@@ -95,34 +102,35 @@ def adjoint(
     """[N, C, *m] -> [N, C, *size], channels-last; the bias is added."""
     y = channels_last(y)
     kernel = weight.shape[-1]
-    x = torch.empty((*y.shape[:2], *size), dtype=y.dtype, device=y.device, memory_format=torch.channels_last_3d)
+    x = _empty(y, size)
     if stride == 2 and all(n == 2 * m - 1 for n, m in zip(size, y.shape[2:], strict=True)):
         layer = _layer(y, y.shape[2:], kernel, stride, transposed=True)
         _call("forward", layer, y, taps(weight), float_vector(bias), x)
         return x
     _call("grad_input", _layer(y, size, kernel, stride, path=path), y, taps(weight), x)
-    return x if bias is None else x.add_(bias.view(-1, 1, 1, 1))
+    return x if bias is None else x.add_(bias.view(-1, *(1,) * len(size)))
 
 
 def weight_gradient(x: Tensor, y: Tensor, kernel: int, stride: int) -> Tensor:
-    """[N, C, *n], [N, C, *m] -> [C, 1, k, k, k], contiguous."""
+    """[N, C, *n], [N, C, *m] -> [C, 1, *k], contiguous."""
     x, y = channels_last(x), channels_last(y)
     layer = _layer(x, x.shape[2:], kernel, stride)
-    grad = torch.empty((kernel, kernel, kernel, x.shape[1]), dtype=torch.float32, device=x.device)
+    c, size = x.shape[1], (kernel,) * (x.dim() - 2)
+    grad = torch.empty((*size, c), dtype=torch.float32, device=x.device)
     _call("grad_weight", layer, x, y, grad, workspace=Pass.GRAD_WEIGHT)
-    result = torch.empty((x.shape[1], 1, kernel, kernel, kernel), dtype=x.dtype, device=x.device)
-    return result.copy_(grad.permute(3, 0, 1, 2).unsqueeze(1))
+    result = torch.empty((c, 1, *size), dtype=x.dtype, device=x.device)
+    return result.copy_(grad.movedim(-1, 0).unsqueeze(1))
 
 
 def taps(weight: Tensor) -> Tensor:
-    """[C, 1, k, k, k] -> [k, k, k, C] float32, contiguous."""
-    given = weight.squeeze(1).permute(1, 2, 3, 0)
+    """[C, 1, *k] -> [*k, C] float32, contiguous."""
+    given = weight.squeeze(1).movedim(0, -1)
     # Type and order in one copy; deep in the network a second one would take as long as the convolution.
     return torch.empty(given.shape, dtype=torch.float32, device=weight.device).copy_(given)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
 
 
 def float_vector(bias: Tensor | None) -> Tensor | None:
@@ -138,12 +146,19 @@ def _layer(
     transposed: bool = False,
     path: ComputePath = ComputePath.AUTO,
 ) -> Layer:
-    return Layer(x.shape[0], *size, x.shape[1], kernel, stride, transposed, _TYPES[x.dtype], path)
+    depth = (1,) * (3 - len(size))  # an image is a volume of one plane
+    return Layer(x.shape[0], *depth, *size, x.shape[1], len(size), kernel, stride, transposed, _TYPES[x.dtype], path)
 
 
 def _output(x: Tensor, layer: Layer) -> Tensor:
     size = [2 * n - 1 if layer.transposed else (n - 1) // layer.stride + 1 for n in x.shape[2:]]
-    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    return _empty(x, size)
+
+
+def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
+    """[N, C, *size] of x, channels-last."""
+    shape = (*x.shape[:2], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST[x.dim()])
 
 
 def _call(function: str, layer: Layer, first: Tensor, *others: Tensor | None, workspace: Pass | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Depthwise 3-D convolution in int8 with a scale for each channel, for inference: ours on CUDA, PyTorch's elsewhere."""
+"""Depthwise convolution in int8 with a scale for each channel, for inference: ours on CUDA, PyTorch's elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mednext_edge.errors import UsageError
 from mednext_edge.ops import cuda_library
 from mednext_edge.ops import depthwise3d_cuda as cuda
-from mednext_edge.ops.depthwise3d import STRIDES, layout
+from mednext_edge.ops.depthwise3d import check_sizes, layout
 
 LARGEST_EXACT_KERNEL = 9
 """Sums of 9^3 products of 8-bit numbers stay below 2^24, where float32 holds every integer."""
@@ -25,8 +25,8 @@ def depthwise3d_int8(
     the layer over s_y. The output lies in memory as the input does.
 
     Args:
-        x: [N, C, *n] int8.
-        weight: [C, 1, k, k, k] int8, k odd.
+        x: [N, C, *n] int8, n of two or three axes.
+        weight: [C, 1, *k] int8, k odd and the same along all axes.
         scale: [C] float32.
         bias: [C] float32, in units of the output, or None.
         stride: 1 or 2.
@@ -37,15 +37,8 @@ def depthwise3d_int8(
     Raises:
         UsageError: shapes, types or the stride are not of this kind.
     """
-    c = x.shape[1] if x.dim() == 5 else None
-    k = weight.shape[-1] if weight.dim() == 5 else 0
-    if stride not in STRIDES:
-        raise UsageError(f"found stride {stride}; a depthwise 3-D convolution here has stride 1 or 2")
-    if c is None or weight.shape != (c, 1, k, k, k) or k % 2 == 0:
-        raise UsageError(
-            f"found an input {tuple(x.shape)} and a weight {tuple(weight.shape)}; "
-            "expected [N, C, D, H, W] and [C, 1, k, k, k] with an odd k"
-        )
+    check_sizes(x, weight, stride)
+    c = x.shape[1]
     if x.dtype != torch.int8 or weight.dtype != torch.int8:
         raise UsageError(f"found an input in {x.dtype} and a weight in {weight.dtype}; expected torch.int8")
     for name, vector in (("scale", scale), ("bias", bias)):
@@ -59,10 +52,12 @@ def twin(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, stride: 
     """By PyTorch: integer sums in a float type that holds them, then scale and bias in float64."""
     exact = torch.float32 if weight.shape[-1] <= LARGEST_EXACT_KERNEL else torch.float64
     pad = weight.shape[-1] // 2
-    sums = F.conv3d(x.to(exact), weight.to(exact), None, stride, pad, groups=x.shape[1]).double()
-    y = sums * scale.double().view(-1, 1, 1, 1)
+    convolve = F.conv2d if x.dim() == 4 else F.conv3d
+    sums = convolve(x.to(exact), weight.to(exact), None, stride, pad, groups=x.shape[1]).double()
+    per_channel = (-1, *(1,) * (x.dim() - 2))
+    y = sums * scale.double().view(per_channel)
     if bias is not None:
-        y = y + bias.double().view(-1, 1, 1, 1)
+        y = y + bias.double().view(per_channel)
     return y.round().clamp(-128, 127).to(torch.int8).contiguous(memory_format=layout(x))
 
 

@@ -56,6 +56,7 @@ class Case:
         shift: elements by which the activations lie off a 16-byte boundary.
         mean: mean of the input.
         path: how it is computed; on tensor cores the weights are of the type of the activations.
+        dims: 3, or 2 for a kernel that reaches over no more than h and w.
     """
 
     def __init__(
@@ -68,15 +69,19 @@ class Case:
         shift: int = 0,
         mean: float = 0.0,
         path: ComputePath = ComputePath.AUTO,
+        dims: int = 3,
     ) -> None:
         n, c, *size = shape
-        self.layer = Layer(n, *size, c, kernel, stride, transposed, TYPES[dtype], path)
-        self.dtype, self.shift, self.stride, self.transposed, self.pad = dtype, shift, stride, transposed, kernel // 2
+        self.layer = Layer(n, *size, c, dims, kernel, stride, transposed, TYPES[dtype], path)
+        self.dtype, self.shift, self.transposed = dtype, shift, transposed
+        flat = dims == 2
+        self.taps = (1 if flat else kernel, kernel, kernel)
+        self.strides = (1 if flat else stride, stride, stride)
         seed = torch.Generator().manual_seed(sum(shape) + 100 * kernel + 10 * stride + transposed)
-        out = [2 * s - 1 if transposed else (s - 1) // stride + 1 for s in size]
+        out = [t * (s - 1) + 1 if transposed else (s - 1) // t + 1 for s, t in zip(size, self.strides, strict=True)]
         self.x = torch.randn(shape, generator=seed).add(mean).to(dtype)
         self.dy = torch.randn((n, c, *out), generator=seed).to(dtype)
-        self.weight = torch.randn((c, 1, *(kernel,) * 3), generator=seed)
+        self.weight = torch.randn((c, 1, *self.taps), generator=seed)
         if path != ComputePath.FMA:
             self.weight = self.weight.to(dtype).float()
         self.bias = torch.randn(c, generator=seed)
@@ -122,10 +127,9 @@ class Case:
         return dx.tensor.permute(0, 4, 1, 2, 3)
 
     def grad_weight(self, host: CudaLibrary) -> Tensor:
-        """[C, 1, K, K, K] float32."""
+        """[C, 1, KZ, K, K] float32."""
         x, dy = self._activations(self.x), self._activations(self.dy)
-        k = self.layer.kernel
-        dw, work = Guarded((k, k, k, self.layer.c), torch.float32), self._workspace(host, Pass.GRAD_WEIGHT)
+        dw, work = Guarded((*self.taps, self.layer.c), torch.float32), self._workspace(host, Pass.GRAD_WEIGHT)
         addresses = (t.address for t in (x, dy, dw, work))
         host.call("grad_weight", self.layer, *addresses, work.tensor.numel() * 4, None)
         assert dw.intact() and work.intact()
@@ -133,9 +137,8 @@ class Case:
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer without bias, by PyTorch, in the type of its arguments."""
-        if self.transposed:
-            return F.conv_transpose3d(x, weight, None, self.stride, self.pad, groups=x.shape[1])
-        return F.conv3d(x, weight, None, self.stride, self.pad, groups=x.shape[1])
+        convolve = F.conv_transpose3d if self.transposed else F.conv3d
+        return convolve(x, weight, None, self.strides, [k // 2 for k in self.taps], groups=x.shape[1])
 
     def reference_gradients(self, absolute: bool = False) -> tuple[Tensor, Tensor]:
         """Of input and weights, in float64; of the absolute values if `absolute`."""

@@ -27,6 +27,19 @@ LAYERS = [(kernel, shape) for kernel in (3, 5, 7) for shape in SHAPES]
 LAYERS += [(1, (2, 40, 3, 5, 8)), (9, (2, 3, 3, 6, 7))]
 
 
+# In 2-D, where images are planes: also more of them than one in a volume, and more than blocks run at once.
+FLAT_SHAPES = (
+    (1, 3, 1, 9, 10),
+    (2, 40, 1, 5, 8),
+    (1, 8, 1, 17, 3),
+    (1, 33, 2, 2, 9),
+    (1, 1, 1, 1, 1),
+    (3, 16, 3, 1, 18),
+    (37, 2, 1, 18, 3),
+)
+FLAT_LAYERS = [(kernel, shape) for kernel in (3, 5, 7, 9) for shape in FLAT_SHAPES]
+FLAT_LAYERS += [(1, (2, 40, 3, 5, 8)), (11, (2, 3, 2, 6, 7))]
+
 HALVES = (torch.float16, torch.bfloat16)
 # Of the tiles of tensor cores, 32 x 8 or 16 x 8 voxels and 16 channels: below, above, and one full beside a rest.
 BANDED_SHAPES = (*SHAPES, (1, 20, 4, 9, 34), (1, 2, 19, 3, 5))
@@ -46,6 +59,24 @@ def test_all_passes(
 def test_all_passes_on_tensor_cores(host: CudaLibrary, kernel: int, shape: tuple[int, int, int, int, int]) -> None:
     for dtype in HALVES:
         check_passes(host, Case(shape, kernel, dtype=dtype, path=ComputePath.TENSOR), kernel**3, weights=False)
+
+
+@every_form
+@pytest.mark.parametrize(("kernel", "shape"), FLAT_LAYERS, ids=str)
+def test_all_passes_in_2d(
+    host: CudaLibrary, kernel: int, shape: tuple[int, int, int, int, int], stride: int, transposed: bool
+) -> None:
+    for dtype in DTYPES:
+        check_passes(host, Case(shape, kernel, stride, transposed, dtype, path=ComputePath.FMA, dims=2), kernel**2)
+
+
+@pytest.mark.parametrize("shape", (*FLAT_SHAPES, (1, 20, 1, 9, 34), (9, 17, 1, 3, 5)), ids=str)
+@pytest.mark.parametrize("kernel", (5, 7))
+def test_all_passes_on_tensor_cores_in_2d(
+    host: CudaLibrary, kernel: int, shape: tuple[int, int, int, int, int]
+) -> None:
+    for dtype in HALVES:
+        check_passes(host, Case(shape, kernel, dtype=dtype, path=ComputePath.TENSOR, dims=2), kernel**2, weights=False)
 
 
 def check_passes(host: CudaLibrary, case: Case, taps: int, weights: bool = True) -> None:
@@ -73,11 +104,11 @@ def check_passes(host: CudaLibrary, case: Case, taps: int, weights: bool = True)
     assert ((moment - spread).abs() <= 4 * slack * (spread.sqrt() + slack) * voxels**0.5).all()
 
 
-@pytest.mark.parametrize("kernel", (3, 5, 7))
-def test_tensor_cores_on_tensors_off_their_boundaries(host: CudaLibrary, kernel: int) -> None:
+@pytest.mark.parametrize(("kernel", "dims"), [(3, 3), (5, 3), (7, 3), (5, 2), (7, 2)])
+def test_tensor_cores_on_tensors_off_their_boundaries(host: CudaLibrary, kernel: int, dims: int) -> None:
     """Two bytes off 16, where nothing is copied or stored at once, and 8 bytes off, where outputs still are."""
     shifted = [
-        Case((1, 24, 3, 9, 18), kernel, dtype=torch.float16, shift=shift, path=ComputePath.TENSOR)
+        Case((1, 24, 3, 9, 18), kernel, dtype=torch.float16, shift=shift, path=ComputePath.TENSOR, dims=dims)
         for shift in (0, 1, 4)
     ]
     y, dx = shifted[0].forward(host), shifted[0].grad_input(host)
@@ -102,20 +133,37 @@ def test_tensor_cores_on_tensors_off_their_boundaries(host: CudaLibrary, kernel:
 )
 def test_the_path_that_is_chosen(host: CudaLibrary, kernel: int, size: tuple[int, int, int], tensor: bool) -> None:
     """By how much of its tiles the output fills; the two differ by the rounding of the weights."""
-    case = Case((1, 2, *size), kernel, dtype=torch.float16, path=ComputePath.FMA)
+    assert chosen(host, Case((1, 2, *size), kernel, dtype=torch.float16, path=ComputePath.FMA)) == tensor
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "tensor"),
+    [(5, (8, 16), True), (5, (8, 15), False), (7, (8, 8), True), (7, (8, 7), False), (3, (8, 32), False)],
+)
+def test_the_path_that_is_chosen_in_2d(host: CudaLibrary, kernel: int, size: tuple[int, int], tensor: bool) -> None:
+    case = Case((3, 2, 1, *size), kernel, dtype=torch.float16, path=ComputePath.FMA, dims=2)
+    assert chosen(host, case) == tensor
+
+
+def chosen(host: CudaLibrary, case: Case) -> bool:
+    """Whether the path is that of tensor cores."""
     assert not torch.equal(case.weight, case.weight.half().float())
     found = {}
     for path in ComputePath:
         case.layer.path = path
-        if kernel != 9 or path != ComputePath.TENSOR:
+        if path != ComputePath.TENSOR or case.layer.kernel in ((3, 5, 7) if case.layer.dims == 3 else (5, 7)):
             found[path] = case.forward(host)
     same = [path for path in found if path != ComputePath.AUTO and torch.equal(found[path], found[ComputePath.AUTO])]
-    assert same == [ComputePath.TENSOR if tensor else ComputePath.FMA]
+    assert len(same) == 1
+    return same[0] == ComputePath.TENSOR
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"dtype": 0}, {"kernel": 9}, {"stride": 2}, {"stride": 2, "transposed": 1}, {"path": 3}, {"path": -1}],
+    [
+        *({"dtype": 0}, {"kernel": 9}, {"stride": 2}, {"stride": 2, "transposed": 1}, {"path": 3}, {"path": -1}),
+        *({"dims": 2, "kernel": 3}, {"dims": 2, "kernel": 9}, {"dims": 2, "stride": 2}),
+    ],
     ids=str,
 )
 def test_layers_that_tensor_cores_do_not_compute(host: CudaLibrary, change: dict[str, int]) -> None:
@@ -134,8 +182,11 @@ def test_without_bias(host: CudaLibrary, stride: int, transposed: bool) -> None:
 
 @every_form
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tensors_off_a_16_byte_boundary(host: CudaLibrary, stride: int, transposed: bool, dtype: torch.dtype) -> None:
-    shifted, plain = (Case((1, 16, 3, 9, 9), 3, stride, transposed, dtype, shift=shift) for shift in (1, 0))
+@pytest.mark.parametrize("dims", (2, 3))
+def test_tensors_off_a_16_byte_boundary(
+    host: CudaLibrary, dims: int, stride: int, transposed: bool, dtype: torch.dtype
+) -> None:
+    shifted, plain = (Case((1, 16, 3, 9, 9), 3, stride, transposed, dtype, shift=shift, dims=dims) for shift in (1, 0))
     assert torch.equal(shifted.forward(host), plain.forward(host))
     assert torch.equal(shifted.grad_input(host), plain.grad_input(host))
     assert torch.equal(shifted.grad_weight(host), plain.grad_weight(host))
@@ -192,7 +243,7 @@ def test_moments_of_a_constant(host: CudaLibrary, kernel: int, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
 def test_storage_types_are_exact(host: CudaLibrary, dtype: torch.dtype) -> None:
     """Every number of the type survives, and floats round to the nearest as PyTorch rounds them."""
-    layer = Layer(1, 1, 1, 1, 65536, 1, 1, 0, {torch.float16: DType.F16, torch.bfloat16: DType.BF16}[dtype])
+    layer = Layer(1, 1, 1, 1, 65536, 3, 1, 1, 0, {torch.float16: DType.F16, torch.bfloat16: DType.BF16}[dtype])
     numbers = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
     ones = torch.ones(65536)
     floats = torch.randint(-(2**31), 2**31 - 1, (65536,), generator=torch.Generator().manual_seed(0))
@@ -206,7 +257,7 @@ def test_storage_types_are_exact(host: CudaLibrary, dtype: torch.dtype) -> None:
         torch.testing.assert_close(y.tensor, expected, rtol=0, atol=0, equal_nan=True)
 
 
-GOOD = {"n": 1, "d": 2, "h": 2, "w": 2, "c": 4, "kernel": 3, "stride": 1, "transposed": 0, "dtype": 0}
+GOOD = {"n": 1, "d": 2, "h": 2, "w": 2, "c": 4, "dims": 3, "kernel": 3, "stride": 1, "transposed": 0, "dtype": 0}
 POINTERS = {
     "forward": (0, 1, 3),
     "forward_stats": (0, 1, 3, 4, 5, 6),
@@ -243,6 +294,8 @@ def code(host: CudaLibrary, function: str, layer: Layer | None, pointers: list[i
         ({"stride": 0}, -4),
         ({"transposed": 1}, -4),
         ({"dtype": 3}, -5),
+        ({"dims": 1}, -10),
+        ({"dims": 0}, -10),
     ],
     ids=str,
 )
@@ -283,6 +336,6 @@ def test_workspace_that_is_too_small(host: CudaLibrary, kernel: int) -> None:
 def test_codes_in_words(host: CudaLibrary) -> None:
     words = ctypes.CDLL(str(host.path)).mednext_cuda_error
     words.restype = ctypes.c_char_p
-    texts = [words(code) for code in range(-9, 1)]
-    assert all(texts) and len(set(texts)) == 10
+    texts = [words(code) for code in range(-10, 1)]
+    assert all(texts) and len(set(texts)) == 11
     assert words(12345)

@@ -11,7 +11,7 @@ from torch import nn
 
 from mednext_edge.errors import UnknownNameError
 from mednext_edge.fusion.cuda_block import FusedBlock, FusedDownBlock, FusedUpBlock, use_cuda_block
-from mednext_edge.fusion.depthwise import DepthwiseConv3d, use_depthwise
+from mednext_edge.fusion.depthwise import DepthwiseConv, use_depthwise
 from mednext_edge.fusion.fuse import REWRITES, fuse
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel
@@ -124,7 +124,7 @@ def test_the_backend_takes_whole_blocks_and_depthwise_convolutions_of_the_others
     model, x = loaded(WITH_GRN), image(WITH_GRN)
     deploy = fuse(model, backend="cuda")
     assert deploy.rewrites[-2:] == ("cuda-depthwise", "cuda-block")
-    assert sum(isinstance(module, DepthwiseConv3d) for module in deploy.net.modules()) == 9
+    assert sum(isinstance(module, DepthwiseConv) for module in deploy.net.modules()) == 9
     assert kinds(deploy.net).count(FusedDownBlock) == 1
     assert difference(answer(deploy.net, x), answer(model.net, x)) <= TOLERANCE
     again = fuse(fuse(model), backend="cuda")

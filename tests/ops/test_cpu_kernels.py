@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mednext_edge.errors import MednextEdgeError, UsageError
 from mednext_edge.fusion.cpu_training import use_cpu_training
-from mednext_edge.fusion.depthwise import DepthwiseConv3d
+from mednext_edge.fusion.depthwise import DepthwiseConv
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.mednext import MedNeXt
 from mednext_edge.ops import channel_norm as norm_ops
@@ -177,7 +177,7 @@ def test_a_network_in_training_form_is_the_same_function(kernel: int) -> None:
     for name in ("PyTorch's", "ours"):
         nets[name] = copy.deepcopy(nets["exact"]).float()
     assert use_cpu_training(nets["ours"]) == 9
-    assert sum(isinstance(m, DepthwiseConv3d) for m in nets["ours"].modules()) == 9
+    assert sum(isinstance(m, DepthwiseConv) for m in nets["ours"].modules()) == 9
     results = {}
     for name, net in nets.items():
         outputs = net(draw(2, 2, 12, 16, 8).to(next(net.parameters()).dtype))

@@ -148,8 +148,8 @@ def test_a_library_for_other_gpus_says_how_to_rebuild(
     host_library: CudaLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(host_library._functions, "forward", lambda *_: NO_KERNEL_IMAGE)
-    with pytest.raises(MednextEdgeError, match=r"code 209.*\[1, 2, 3, 4, 5\], kernel 7, stride 1, BF16.*CUDA_ARCHS"):
-        host_library.call("forward", Layer(1, 3, 4, 5, 2, 7, 1, 0, DType.BF16))
+    with pytest.raises(MednextEdgeError, match=r"code 209.*\[1, 2, 3, 4, 5\], 3-D, kernel 7, .* BF16.*CUDA_ARCHS"):
+        host_library.call("forward", Layer(1, 3, 4, 5, 2, 3, 7, 1, 0, DType.BF16))
 
 
 def test_a_refusal_of_the_second_kernel_says_of_what(host_library: CudaLibrary) -> None:
@@ -160,11 +160,11 @@ def test_a_refusal_of_the_second_kernel_says_of_what(host_library: CudaLibrary) 
 
 
 def test_workspaces_grow_with_the_layer(host_library: CudaLibrary) -> None:
-    small, large = (Layer(1, n, n, n, 8, 3, 1, 0, DType.F16) for n in (4, 64))
+    small, large = (Layer(1, n, n, n, 8, 3, 3, 1, 0, DType.F16) for n in (4, 64))
     for which in Pass:
         assert 0 < host_library.workspace_bytes(small, which) < host_library.workspace_bytes(large, which)
     with pytest.raises(MednextEdgeError, match="stride"):
-        host_library.workspace_bytes(Layer(1, 4, 4, 4, 8, 3, 3, 0, DType.F16), Pass.GRAD_WEIGHT)
+        host_library.workspace_bytes(Layer(1, 4, 4, 4, 8, 3, 3, 3, 0, DType.F16), Pass.GRAD_WEIGHT)
 
 
 def test_importing_the_operators_loads_no_library() -> None:

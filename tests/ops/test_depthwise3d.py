@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mednext_edge.errors import UsageError
-from mednext_edge.fusion.depthwise import DepthwiseConv3d, use_depthwise
+from mednext_edge.fusion.depthwise import DepthwiseConv, use_depthwise
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.ops import depthwise3d as ops
 from mednext_edge.ops.depthwise3d import depthwise3d
@@ -194,7 +194,7 @@ def test_a_network_keeps_its_keys_and_trains_as_before(tiny_model: LoadedModel) 
     ours, theirs = replaced(tiny_model).net.train(), copy.deepcopy(tiny_model.net).train()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
-    kinds = [module.extra_repr() for module in ours.modules() if isinstance(module, DepthwiseConv3d)]
+    kinds = [module.extra_repr() for module in ours.modules() if isinstance(module, DepthwiseConv)]
     assert kinds[1] == "4, kernel=3, stride=2"
     assert kinds[-2] == "8, kernel=3, stride=2, transposed"
     x = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -162,7 +162,7 @@ def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch: pytest.MonkeyPa
 
 def test_what_the_library_refuses_is_said() -> None:
     x = torch.zeros(1, 2, 3, 4, 5)
-    words = r"`forward` did not run \(code -3: .*odd.*\) for input \[1, 2, 3, 4, 5\], kernel 2, stride 1, F32"
+    words = r"`forward` did not run \(code -3: .*odd.*\) for input \[1, 2, 3, 4, 5\], 3-D, kernel 2, stride 1, F32"
     with pytest.raises(MednextEdgeError, match=words):
         cuda.convolution(x, torch.zeros(2, 1, 2, 2, 2), None, 1)
 

@@ -111,8 +111,8 @@ def test_what_the_library_refuses(host_library: CudaLibrary) -> None:
     good = [memory.data_ptr()] * 5
 
     def code(pointers: list[int | None], **change: int) -> int:
-        sizes = {"n": 1, "d": 2, "h": 2, "w": 2, "c": 4, "kernel": 3, "stride": 1, "dtype": DType.I8} | change
-        return int(function(ctypes.byref(Layer(**sizes)), *pointers, None))
+        sizes = {"n": 1, "d": 2, "h": 2, "w": 2, "c": 4, "dims": 3, "kernel": 3, "stride": 1, "dtype": DType.I8}
+        return int(function(ctypes.byref(Layer(**sizes | change)), *pointers, None))
 
     assert [code(good, **change) for change in ({"dtype": 0}, {"c": 0}, {"kernel": 4}, {"stride": 3}, {"path": 7})] == [
         *(-5, -2, -3, -4, -9)

@@ -4,16 +4,26 @@
 namespace mednext {
 namespace {
 
+template <class T, class F>
+int with_half(const Problem& p, F f) {
+  return with_kernel(p, [&](auto size) {
+    using Size = decltype(size);
+    // 3 x 3 is bound by memory without them (dwconv3d_banded.h).
+    if constexpr (Size::K == 3 && Size::KZ == 1) {
+      return int{MEDNEXT_E_KERNEL};
+    } else {
+      return f(Banded<T, Size::K, Size::KZ>{});
+    }
+  });
+}
+
 template <class F>
 int dispatch(const Problem& p, F f) {
-  const auto with_half = [&](auto type) {
-    return with_kernel(p.kernel, [&](auto kernel) { return f(Banded<decltype(type), decltype(kernel)::value>{}); });
-  };
   switch (p.dtype) {
     case MEDNEXT_F16:
-      return with_half(F16{});
+      return with_half<F16>(p, f);
     case MEDNEXT_BF16:
-      return with_half(BF16{});
+      return with_half<BF16>(p, f);
     default:
       return MEDNEXT_E_DTYPE;
   }
@@ -22,9 +32,9 @@ int dispatch(const Problem& p, F f) {
 }  // namespace
 
 bool takes_banded(const Problem& p) {
-  const bool special = p.kernel == 3 || p.kernel == 5 || p.kernel == 7;
+  const bool size = p.kernel == 5 || p.kernel == 7 || (p.kernel == 3 && (!p.flat() || p.dtype == MEDNEXT_I8));
   const bool counted = static_cast<int64_t>(p.n) * p.in.d < int64_t{1} << 31;  // planes of all images, in an int
-  return p.stride == 1 && !p.transposed && special && counted && p.dtype != MEDNEXT_F32;
+  return p.stride == 1 && !p.transposed && size && counted && p.dtype != MEDNEXT_F32;
 }
 
 bool fills_banded(const Problem& p) {

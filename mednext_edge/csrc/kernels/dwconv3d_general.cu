@@ -24,8 +24,8 @@ int plan_general(const Problem& p, Plan* plan) { return plan_segments(voxels(p.o
 int run_general(const Problem& p, const Plan& plan, const Tensors& t, void* stream) {
   return with_dtype(p.dtype, [&](auto type) {
     using Kernel = General<decltype(type)>;
-    const GeneralArgs args{t.x, t.weight, t.bias,   t.y,          t.partials,   p.in,  p.out,
-                           p.c, p.kernel, p.stride, plan.segment, p.transposed, t.flip};
+    const GeneralArgs args{t.x, t.weight, t.bias, t.y,          t.partials, p.in, p.out,
+                           p.c, p.z(),    p.yx(), plan.segment, t.flip};
     return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), p.n}, args, stream);
   });
 }
@@ -35,10 +35,9 @@ int plan_general_weight(const Problem& p, Plan* plan) { return plan_segments(p.n
 int run_general_weight(const Problem& p, const Plan& plan, const WeightTensors& t, void* stream) {
   return with_dtype(p.dtype, [&](auto type) {
     using Kernel = GeneralWeightGradient<decltype(type)>;
-    const GeneralWeightArgs args{t.small,  t.large,  t.partials,          p.out,       p.in, p.c,
-                                 p.kernel, p.stride, p.n * voxels(p.out), plan.segment};
-    const int64_t taps = static_cast<int64_t>(p.kernel) * p.kernel * p.kernel;
-    return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), taps}, args, stream);
+    const GeneralWeightArgs args{t.small, t.large, t.partials, p.out,    p.in,
+                                 p.c,     p.z(),   p.yx(),     p.n * voxels(p.out), plan.segment};
+    return launch_blocks<Kernel>({plan.blocks, ceil_div(p.c, Kernel::CHANNELS), p.taps()}, args, stream);
   });
 }
 

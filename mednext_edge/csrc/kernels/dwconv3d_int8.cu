@@ -6,8 +6,9 @@ namespace mednext {
 namespace {
 
 int run_banded_int8(const Problem& p, const Int8Tensors& t, void* stream) {
-  return with_kernel(p.kernel, [&](auto size) {
-    using Kernel = Banded<I8, decltype(size)::value>;
+  return with_kernel(p, [&](auto size) {
+    using Size = decltype(size);
+    using Kernel = Banded<I8, Size::K, Size::KZ>;
     Plan plan;
     if (const int error = plan_tiles<Kernel>(p, Kernel::ROWS, &plan)) return error;
     Int8Args args;
@@ -23,8 +24,8 @@ int run_int8(const Problem& p, const Int8Tensors& t, bool banded, void* stream) 
   if (banded) return run_banded_int8(p, t, stream);
   Plan plan;
   if (const int error = plan_general(p, &plan)) return error;
-  const GeneralInt8Args args{t.x,   t.weight, t.scale,  t.bias,   t.y,          p.in,
-                             p.out, p.c,      p.kernel, p.stride, plan.segment, p.transposed};
+  const GeneralInt8Args args{t.x,   t.weight, t.scale, t.bias, t.y,         p.in,
+                             p.out, p.c,      p.z(),   p.yx(), plan.segment};
   return launch_blocks<GeneralInt8>({plan.blocks, ceil_div(p.c, GeneralInt8::CHANNELS), p.n}, args, stream);
 }
 

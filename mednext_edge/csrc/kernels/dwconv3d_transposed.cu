@@ -7,7 +7,10 @@ namespace {
 template <class F>
 int dispatch(const Problem& p, F f) {
   return with_dtype(p.dtype, [&](auto type) {
-    return with_kernel(p.kernel, [&](auto kernel) { return f(Transposed<decltype(type), decltype(kernel)::value>{}); });
+    return with_kernel(p, [&](auto size) {
+      using Size = decltype(size);
+      return f(Transposed<decltype(type), Size::K, Size::KZ>{});
+    });
   });
 }
 

@@ -9,10 +9,9 @@ namespace {
 template <class F>
 int dispatch(const Problem& p, F f) {
   return with_dtype(p.dtype, [&](auto type) {
-    return with_kernel(p.kernel, [&](auto kernel) {
-      return with_stride(p.stride, [&](auto stride) {
-        return f(WeightGradient<decltype(type), decltype(kernel)::value, decltype(stride)::value>{});
-      });
+    return with_strided_kernel(p, [&](auto size) {
+      using Size = decltype(size);
+      return f(WeightGradient<decltype(type), Size::K, Size::S, Size::KZ>{});
     });
   });
 }

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "mednext/dwconv3d_args.h"
+#include "mednext/dwconv3d_general.h"
 #include "mednext_cuda.h"
 
 namespace mednext {
@@ -11,9 +12,14 @@ namespace mednext {
 // A pass over a layer: its input and output may be those of the layer or their gradients.
 struct Problem {
   Extent in, out;
-  int n, c, kernel, stride, dtype;
+  int n, c, dims, kernel, stride, dtype;
   bool transposed;
   int path;
+
+  bool flat() const { return dims == 2; }
+  Axis yx() const { return {kernel, stride, transposed}; }
+  Axis z() const { return flat() ? Axis{1, 1, false} : yx(); }
+  int64_t taps() const { return static_cast<int64_t>(z().taps) * kernel * kernel; }
 };
 
 struct Plan {
@@ -162,23 +168,50 @@ int with_dtype(int dtype, F f) {
   }
 }
 
+// Taps along x and y, and along z.
+template <int K_, int KZ_>
+struct KernelSize {
+  static constexpr int K = K_, KZ = KZ_;
+};
+
+template <int K, class F>
+int with_depth(const Problem& p, F f) {
+  return p.flat() ? f(KernelSize<K, 1>{}) : f(KernelSize<K, K>{});
+}
+
 template <class F>
-int with_kernel(int kernel, F f) {
-  switch (kernel) {
+int with_kernel(const Problem& p, F f) {
+  switch (p.kernel) {
     case 3:
-      return f(std::integral_constant<int, 3>{});
+      return with_depth<3>(p, f);
     case 5:
-      return f(std::integral_constant<int, 5>{});
+      return with_depth<5>(p, f);
     case 7:
-      return f(std::integral_constant<int, 7>{});
+      return with_depth<7>(p, f);
     default:
       return MEDNEXT_E_KERNEL;
   }
 }
 
+template <class Size_, int S_>
+struct StridedSize : Size_ {
+  static constexpr int S = S_;
+};
+
+// The same at both strides, and 9 x 9 at stride 1.
 template <class F>
-int with_stride(int stride, F f) {
-  return stride == 1 ? f(std::integral_constant<int, 1>{}) : f(std::integral_constant<int, 2>{});
+int with_strided_kernel(const Problem& p, F f) {
+  if (p.kernel == 9) return p.flat() && p.stride == 1 ? f(StridedSize<KernelSize<9, 1>, 1>{}) : MEDNEXT_E_KERNEL;
+  return with_kernel(p, [&](auto size) {
+    using Size = decltype(size);
+    return p.stride == 1 ? f(StridedSize<Size, 1>{}) : f(StridedSize<Size, 2>{});
+  });
+}
+
+// Whether there is a kernel for this size; others take the general one.
+inline bool special(const Problem& p) {
+  if (p.kernel == 9) return p.flat() && p.stride == 1;
+  return p.kernel == 3 || p.kernel == 5 || p.kernel == 7;
 }
 
 }  // namespace mednext

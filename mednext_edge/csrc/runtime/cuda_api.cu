@@ -8,8 +8,6 @@ constexpr int64_t LARGEST_PLANE = (int64_t{1} << 31) - 1;  // elements: a kernel
 constexpr int LARGEST_KERNEL = 31;
 constexpr int64_t LARGEST_SAMPLE = (int64_t{1} << 31) - 64;  // voxels: those of the feed-forward kernel are int
 
-bool special(int kernel) { return kernel == 3 || kernel == 5 || kernel == 7; }
-
 bool axis_fits(int64_t size) { return size >= 1 && size <= LARGEST_AXIS; }
 
 bool plane_fits(const Extent& size, int64_t c) { return static_cast<int64_t>(size.h) * size.w <= LARGEST_PLANE / c; }
@@ -21,6 +19,7 @@ int forward_problem(const mednext_dwconv3d* layer, Problem* problem, bool intege
   const bool is_float = l.dtype == MEDNEXT_F32 || l.dtype == MEDNEXT_F16 || l.dtype == MEDNEXT_BF16;
   if (integers ? l.dtype != MEDNEXT_I8 : !is_float) return MEDNEXT_E_DTYPE;
   if (l.kernel < 1 || l.kernel > LARGEST_KERNEL || l.kernel % 2 == 0) return MEDNEXT_E_KERNEL;
+  if (l.dims != 2 && l.dims != 3) return MEDNEXT_E_DIMS;
   const bool transposed = l.transposed != 0;
   if (l.stride < 1 || l.stride > 2 || (transposed && l.stride == 1)) return MEDNEXT_E_STRIDE;
   if (l.n < 1 || l.n > 65535 || !axis_fits(l.d) || !axis_fits(l.h) || !axis_fits(l.w) || !axis_fits(l.c)) {
@@ -31,9 +30,10 @@ int forward_problem(const mednext_dwconv3d* layer, Problem* problem, bool intege
   };
   const Extent in{static_cast<int>(l.d), static_cast<int>(l.h), static_cast<int>(l.w)};
   *problem = {in,
-              {out(l.d), out(l.h), out(l.w)},
+              {l.dims == 2 ? in.d : out(l.d), out(l.h), out(l.w)},
               static_cast<int>(l.n),
               static_cast<int>(l.c),
+              l.dims,
               l.kernel,
               l.stride,
               l.dtype,
@@ -49,6 +49,16 @@ int forward_problem(const mednext_dwconv3d* layer, Problem* problem, bool intege
     default:
       return MEDNEXT_E_PATH;
   }
+}
+
+// In 2-D every plane is an image: images become planes of one, whose blocks march through them with the same weights.
+Problem flat(const Problem& given) {
+  const int64_t planes = static_cast<int64_t>(given.n) * given.in.d;
+  if (!given.flat() || planes >= int64_t{1} << 31) return given;
+  Problem problem = given;
+  problem.in.d = problem.out.d = static_cast<int>(planes);
+  problem.n = 1;
+  return problem;
 }
 
 // The data gradient as a forward pass over dy: a convolution of stride 2 and a transposed one change places.
@@ -73,22 +83,22 @@ bool banded(const Problem& p) {
 }
 
 int plan_conv(const Problem& p, Plan* plan) {
-  if (!special(p.kernel)) return plan_general(p, plan);
+  if (!special(p)) return plan_general(p, plan);
   if (banded(p)) return plan_banded(p, plan);
   return p.transposed ? plan_transposed(p, plan) : plan_direct(p, plan);
 }
 
 int run_conv(const Problem& p, const Plan& plan, const Tensors& tensors, void* stream) {
-  if (!special(p.kernel)) return run_general(p, plan, tensors, stream);
+  if (!special(p)) return run_general(p, plan, tensors, stream);
   if (banded(p)) return run_banded(p, plan, tensors, stream);
   return p.transposed ? run_transposed(p, plan, tensors, stream) : run_direct(p, plan, tensors, stream);
 }
 
 int plan_grad_weight(const Problem& p, Plan* plan) {
-  return special(p.kernel) ? plan_weight(p, plan) : plan_general_weight(p, plan);
+  return special(p) ? plan_weight(p, plan) : plan_general_weight(p, plan);
 }
 
-int64_t weights(const Problem& p) { return static_cast<int64_t>(p.kernel) * p.kernel * p.kernel * p.c; }
+int64_t weights(const Problem& p) { return p.taps() * p.c; }
 
 size_t stats_bytes(const Problem& p, const Plan& plan) { return sizeof(float) * 3 * plan.blocks * p.n * p.c; }
 
@@ -142,9 +152,10 @@ const char* mednext_cuda_error(int code) {
     case MEDNEXT_E_LAYOUT:
       return "a tensor or a stride of the feed-forward kernel is not a multiple of 16 bytes, or voxels overlap";
     case MEDNEXT_E_PATH:
-      return "the path is unknown, or does not compute this layer: tensor cores take stride 1, kernels 3, 5 and 7, "
-             "half "
-             "and bfloat16";
+      return "the path is unknown, or does not compute this layer: tensor cores take stride 1, half and bfloat16, "
+             "kernels 3, 5 and 7 in 3-D, 5 and 7 in 2-D";
+    case MEDNEXT_E_DIMS:
+      return "dims is not 2 or 3";
     default:
       return machine_error(code);
   }
@@ -161,7 +172,7 @@ int mednext_dwconv3d_workspace_bytes(const mednext_dwconv3d* layer, int pass, si
     return 0;
   }
   if (pass != MEDNEXT_GRAD_WEIGHT) return MEDNEXT_E_WORKSPACE;
-  problem = grad_weight_problem(problem);
+  problem = flat(grad_weight_problem(problem));
   if (const int error = plan_grad_weight(problem, &plan)) return error;
   *bytes = grad_weight_bytes(problem, plan);
   return 0;
@@ -174,6 +185,7 @@ int mednext_dwconv3d_forward(const mednext_dwconv3d* layer, const void* x, const
   if (!usable_tensor(x, problem) || !usable(weight, 4) || !aligned(bias, 4) || !usable_tensor(y, problem)) {
     return MEDNEXT_E_POINTER;
   }
+  problem = flat(problem);
   Plan plan;
   if (const int error = plan_conv(problem, &plan)) return error;
   return run_conv(problem, plan, {x, weight, bias, y, nullptr, false}, stream);
@@ -201,6 +213,7 @@ int mednext_dwconv3d_forward_int8(const mednext_dwconv3d* layer, const int8_t* x
   Problem problem;
   if (const int error = forward_problem(layer, &problem, true)) return error;
   if (!x || !weight || !usable(scale, 4) || !aligned(bias, 4) || !y) return MEDNEXT_E_POINTER;
+  problem = flat(problem);
   return run_int8(problem, {x, weight, scale, bias, y}, banded(problem), stream);
 }
 
@@ -209,7 +222,7 @@ int mednext_dwconv3d_grad_input(const mednext_dwconv3d* layer, const void* dy, c
   Problem problem;
   if (const int error = forward_problem(layer, &problem)) return error;
   if (!usable_tensor(dy, problem) || !usable(weight, 4) || !usable_tensor(dx, problem)) return MEDNEXT_E_POINTER;
-  problem = grad_input_problem(problem);
+  problem = flat(grad_input_problem(problem));
   Plan plan;
   if (const int error = plan_conv(problem, &plan)) return error;
   return run_conv(problem, plan, {dy, weight, nullptr, dx, nullptr, problem.stride == 1}, stream);
@@ -223,13 +236,13 @@ int mednext_dwconv3d_grad_weight(const mednext_dwconv3d* layer, const void* x, c
     return MEDNEXT_E_POINTER;
   }
   const bool swap = problem.transposed;
-  problem = grad_weight_problem(problem);
+  problem = flat(grad_weight_problem(problem));
   Plan plan;
   if (const int error = plan_grad_weight(problem, &plan)) return error;
   if (workspace_bytes < grad_weight_bytes(problem, plan)) return MEDNEXT_E_WORKSPACE;
   float* partials = static_cast<float*>(workspace);
   const WeightTensors tensors{swap ? x : dy, swap ? dy : x, partials};
-  const int error = special(problem.kernel) ? run_weight(problem, plan, tensors, stream)
+  const int error = special(problem) ? run_weight(problem, plan, tensors, stream)
                                             : run_general_weight(problem, plan, tensors, stream);
   if (error) return error;
   return sum_partials(partials, dweight, plan.blocks, weights(problem), stream);

@@ -22,7 +22,7 @@ struct ConvArgs {
 
 // In int8 `weight` and `partials` are null, and `bias` is added after the scale.
 struct Int8Args : ConvArgs {
-  const int8_t* taps;  // [K^3][C]
+  const int8_t* taps;  // [KZ K^2][C]
   const float* scale;  // [C]
 };
 

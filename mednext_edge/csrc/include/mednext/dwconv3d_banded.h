@@ -36,6 +36,10 @@
 // 21-34 cycles beside 12 of memory. Four multiplications in one instruction (dp4a), of which 64 start in a cycle and
 // K^2 ceil(K / 4) make an output, would take 18, 100 and 196.
 //
+// In 2-D (KZ = 1) a plane of inputs makes one of outputs, with Q products: 5 at k7, 3 at k5. What takes longest is
+// shared memory, 45 cycles at k7 and 23 at k5, and device memory, 25; FMA alone issue 70 and 38. At k3 they issue 15,
+// so it has no tensor cores in half precision; nor has k9, whose rectangles would have to read more than 8 columns.
+//
 // In half precision the weights are rounded to the storage type, and an input that is not finite makes the other
 // outputs of its rectangle not a number too: zeros of the band multiply it.
 #pragma once
@@ -73,19 +77,19 @@ struct BandShape<I8, K> {
   MEDNEXT_DEVICE static constexpr int column(int q) { return K == 7 ? 4 * q : 0; }
 };
 
-template <class T, int K_>
+template <class T, int K_, int KZ>
 struct Banded {
   static constexpr bool INTEGER = std::is_same_v<T, I8>;
   using Args = std::conditional_t<INTEGER, Int8Args, ConvArgs>;
   using Sum = std::conditional_t<INTEGER, int32_t, float>;
   using Shape = BandShape<T, K_>;
   using Element = typename T::Element;
-  static constexpr int K = K_, P = K / 2, CHANNELS = BAND_CHANNELS, WARPS = CHANNELS, THREADS = 32 * WARPS;
-  static constexpr int MIN_BLOCKS = 1;
+  static constexpr int K = K_, P = K / 2, PZ = KZ / 2, CHANNELS = BAND_CHANNELS, WARPS = CHANNELS, THREADS = 32 * WARPS;
+  static constexpr int MIN_BLOCKS = KZ == 1 ? 2 : 1;
   static constexpr int NX = Shape::NX, NY = Shape::NY, Q = Shape::Q, ELEMENT = static_cast<int>(sizeof(Element));
   // A product has 8 rectangles side by side and 2 one below the other; a warp has TILES products below each other.
   static constexpr int TILES = Shape::TILES, X = 8 * NX, ROWS = 2 * NY * TILES;
-  static constexpr int OVERHEAD = K - 1 + 2;  // planes beside its output planes; reading the weights takes two more
+  static constexpr int OVERHEAD = KZ - 1 + 2;  // planes beside its output planes; reading the weights takes two more
   using Raw = RawWindow<T, (2 * TILES - 1) * NY + Shape::ROWS, 7 * NX + Shape::COLUMNS>;
   using Window = ChannelWindow<T, Raw>;
   using Turn = typename Window::template Turn<WARPS>;
@@ -99,14 +103,14 @@ struct Banded {
   static constexpr int PLAN = OUTS + 2 * OUT_BYTES, MOMENTS = PLAN + FIELDS * THREADS * 4;
   static constexpr int PLACE = MOMENTS + (K == 7 ? THREADS * static_cast<int>(sizeof(PivotSums)) : 0);
   static constexpr int SHARED = PLACE + 32;
-  static constexpr int TAPS = K * K * K, WEIGHT_PITCH = (TAPS * ELEMENT / 8 * 8 + 12) / ELEMENT;  // odd, in words
+  static constexpr int TAPS = KZ * K * K, WEIGHT_PITCH = (TAPS * ELEMENT / 8 * 8 + 12) / ELEMENT;  // odd, in words
   static_assert(SHARED <= 99 * 1024, "the smallest limit of a block among the architectures (8.6, 8.9, 12.0)");
   static_assert(sizeof(Place) <= 32, "it has room");
   static_assert(THREADS * static_cast<int>(sizeof(Moments)) <= OUTS, "moments reuse raw planes and windows");
   static_assert(CHANNELS * WEIGHT_PITCH * ELEMENT <= 2 * Window::BYTES, "weights pass through the windows");
 
-  using Band = uint32_t[K][Q][2];
-  using Sums = Sum[TILES][K - 1][4];
+  using Band = uint32_t[KZ][Q][2];
+  using Sums = Sum[TILES][KZ > 1 ? KZ - 1 : 1][4];
   using Done = Sum[4];
 
   // Weights of the block's channels, rounded, [channel][tap].
@@ -130,7 +134,7 @@ struct Banded {
     using Bits = std::make_unsigned_t<Element>;
     const int g = lane / 4, t = lane % 4, y = Shape::lane_row(t) - g / NX, x = Shape::lane_column(t) - g % NX;
 #pragma unroll
-    for (int kz = 0; kz < K; ++kz) {
+    for (int kz = 0; kz < KZ; ++kz) {
 #pragma unroll
       for (int q = 0; q < Q; ++q) {
 #pragma unroll
@@ -149,14 +153,14 @@ struct Banded {
     }
   }
 
-  // Of tile `m`. sums[m][j] belongs to the output plane that misses K - 1 - j planes of inputs; the one that misses
+  // Of tile `m`. sums[m][j] belongs to the output plane that misses KZ - 1 - j planes of inputs; the one that misses
   // none is `done`.
   MEDNEXT_DEVICE static void add_plane(const char* rows, const Band& band, int m, Sums& sums, Done& done) {
     Sum zeros[4] = {};
 #pragma unroll
     for (int q = 0; q < Q; ++q) {
       // At k7 the band takes 70 registers; words read ahead of their turn would push some of it out.
-      if (K == 7) warp_order();
+      if (K == 7 && KZ > 1) warp_order();
       uint32_t a[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {  // of the upper and the lower rectangle, then their other halves
@@ -164,10 +168,10 @@ struct Banded {
         a[i] = read_word(rows + row * Window::ROW_BYTES + Shape::column(q) * ELEMENT);
       }
 #pragma unroll
-      for (int j = 0; j < K; ++j) {
-        const uint32_t(&b)[2] = band[K - 1 - j][q];
+      for (int j = 0; j < KZ; ++j) {
+        const uint32_t(&b)[2] = band[KZ - 1 - j][q];
         Sum(&to)[4] = j == 0 ? done : sums[m][j == 0 ? 0 : j - 1];
-        mma<T>(to, a, b[0], b[1], q > 0 ? to : j + 1 < K ? sums[m][j + 1 < K ? j : 0] : zeros);
+        mma<T>(to, a, b[0], b[1], q > 0 ? to : j + 1 < KZ ? sums[m][j + 1 < KZ ? j : 0] : zeros);
       }
     }
   }
@@ -334,7 +338,7 @@ struct Banded {
     char* const windows = shared + WINDOWS;
     char* const outs = shared + OUTS;
     uint32_t* const plan = reinterpret_cast<uint32_t*>(shared + PLAN) + thread_index();
-    const int steps = at.z1 - at.z0 + K - 1;
+    const int steps = at.z1 - at.z0 + KZ - 1;
 
     const uint32_t kept[2] = {Loader::from(a, at, 0), Loader::from(a, at, 1)};
     {
@@ -354,7 +358,7 @@ struct Banded {
       plan[STORE_TO * THREADS] = Store::to(a, at);
     }
     const auto start = [&](int i, int slot) {
-      if (i < steps) Loader::start(plan, kept, a, at, shared + slot * Raw::BYTES, at.z0 - P + i);
+      if (i < steps) Loader::start(plan, kept, a, at, shared + slot * Raw::BYTES, at.z0 - PZ + i);
       copies_commit();
     };
 #pragma unroll 1
@@ -384,7 +388,7 @@ struct Banded {
       if (i + 1 < steps) {
         Turn::run(plan[TURN * THREADS], shared + slot * Raw::BYTES, windows + (~i & 1) * Window::BYTES);
       }
-      const int z = at.z0 + i - (K - 1);
+      const int z = at.z0 + i - (KZ - 1);
       if (z > at.z0) {
         char* out = outs + (~i & 1) * OUT_BYTES;
         Store::run(plan[STORE_FROM * THREADS], plan[STORE_TO * THREADS], a, at, out, z - 1);

@@ -13,6 +13,16 @@
 //   k7     the same               10.2    FMA
 // These are counts from data sheets and machine code, not measurements.
 // Stride 2 reads eight input elements for an output and is bound by memory at every K here.
+//
+// In 2-D (KZ = 1, K x K taps) planes have nothing to do with each other, and images are planes of one volume (see
+// `flat` in runtime/cuda_api.cu): a block marches through images and keeps their weights. Counted the same way, with
+// all that is issued beside the FMA:
+//          memory   FMA    issued
+//   k3     fp32 1.67, fp16 0.83    0.27   fp16 0.5, memory
+//   k5     the same                0.75   fp32 1.2, memory; fp16 1.3
+//   k7     the same                1.46   fp32 2.3, fp16 2.4
+//   k9     the same                2.42   fp32 3.7, fp16 3.8
+// So fp16 at k5 and k7 is left to tensor cores where they compute it (dwconv3d_banded.h).
 #pragma once
 
 #include "mednext/dwconv3d_args.h"
@@ -20,23 +30,25 @@
 
 namespace mednext {
 
-template <class T, int K, int S>
+template <class T, int K, int S, int KZ>
 struct Direct {
   using Args = ConvArgs;
-  static constexpr int V = T::WIDTH, P = K / 2, A = (K + S - 1) / S, CHANNELS = LANES * V;
+  static constexpr int V = T::WIDTH, P = K / 2, CHANNELS = LANES * V;
+  static constexpr int SZ = KZ == 1 ? 1 : S, PZ = KZ / 2, A = (KZ + SZ - 1) / SZ;
   static constexpr int X = S == 1 ? 8 : 4, ROWS = S == 1 ? 16 : 8;  // the tile of outputs; one thread row each
   static constexpr int THREADS = LANES * ROWS;
-  static constexpr int MIN_BLOCKS = S == 1 ? (K == 3 ? 2 : 1) : (K == 3 ? 4 : 2);
+  static constexpr bool FEW_SUMS = K == 3 || KZ == 1;
+  static constexpr int MIN_BLOCKS = S == 1 ? (KZ == 1 ? (K < 7 ? 3 : 2) : K == 3 ? 2 : 1) : (FEW_SUMS ? 4 : 2);
   static constexpr int OVERHEAD = A - 1;  // steps of a block beside its output planes
   static constexpr int SLOTS = K == 3 ? 3 : 2;
   using Window = Tile<S*(ROWS - 1) + K, S*(X - 1) + K, S>;
-  static constexpr int SHARED = SLOTS * Window::BYTES + K * K * K * CHANNELS * 4;
+  static constexpr int SHARED = SLOTS * Window::BYTES + KZ * K * K * CHANNELS * 4;
   static_assert(SHARED <= 99 * 1024, "the smallest limit of a block among the architectures (8.6, 8.9, 12.0)");
   static_assert(ROWS * CHANNELS * static_cast<int>(sizeof(Moments)) <= SLOTS * Window::BYTES, "moments reuse the ring");
 
   using Sums = float[A][X][V];
 
-  // Plane q of the padded input reaches output (q - kz) / S: those kz with the parity of q, `SUB`.
+  // Plane q of the padded input reaches output (q - kz) / SZ: those kz with the parity of q, `SUB`.
   template <int SUB>
   MEDNEXT_DEVICE static void add_plane(const char* tile, const float* weight, int row, Sums& sums) {
 #pragma unroll(K == 3 ? K : 1)
@@ -45,8 +57,8 @@ struct Direct {
       read_row<T>(tile + (S * row + ky) * Window::PITCH, in);
 #pragma unroll
       for (int j = 0; j < A; ++j) {
-        const int kz = S * (A - 1 - j) + SUB;
-        if (kz >= K) continue;
+        const int kz = SZ * (A - 1 - j) + SUB;
+        if (kz >= KZ) continue;
 #pragma unroll
         for (int kx = 0; kx < K; ++kx) {
           const float* w = weight + ((kz * K + ky) * K + kx) * CHANNELS;
@@ -69,9 +81,9 @@ struct Direct {
     const int lane = thread_index() % LANES, row = thread_index() / LANES, channel = at.c0 + lane * V;
     const PlaneLoader<T, Window, THREADS> loader(a.x, a.in, a.c, at.n, S * at.y0 - P, S * at.x0 - P, at.c0, a.wide);
     RowWriter<T, X> writer(a.y, a.out, a.c, at.n, at.y0 + row, at.x0, channel, a.packed);
-    read_weights<T, K * K * K, THREADS>(weights, a.weight, a.c, at.c0, a.flip);
+    read_weights<T, KZ * K * K, THREADS>(weights, a.weight, a.c, at.c0, a.flip);
 
-    const int steps = at.z1 - at.z0 + A - 1, planes = S * (steps - 1) + 1, first = S * at.z0 - P;
+    const int steps = at.z1 - at.z0 + A - 1, planes = SZ * (steps - 1) + 1, first = SZ * at.z0 - PZ;
     for (int i = 0; i < SLOTS - 1; ++i) {
       if (i < planes) loader.start(shared + i * Window::BYTES, first + i);
       copies_commit();
@@ -113,8 +125,8 @@ struct Direct {
       }
       // Planes and rows beyond the tensor are worked through as zeros: a branch around add_plane would turn the
       // shift, which otherwise is only a renaming of registers, into moves.
-      add_plane<0>(next_plane(S * step), weights + lane * V, row, sums);
-      if (S == 2 && step + 1 < steps) add_plane<S - 1>(next_plane(S * step + 1), weights + lane * V, row, sums);
+      add_plane<0>(next_plane(SZ * step), weights + lane * V, row, sums);
+      if (SZ == 2 && step + 1 < steps) add_plane<SZ - 1>(next_plane(SZ * step + 1), weights + lane * V, row, sums);
       const int zo = at.z0 + step - (A - 1);
       if (zo < at.z0) continue;
       writer.store(zo, sums[0]);

@@ -7,6 +7,20 @@
 
 namespace mednext {
 
+// How outputs of an axis come from its inputs.
+struct Axis {
+  int taps, stride;
+  bool transposed;
+
+  // The input that tap t of output o takes, of `size`; -1 when there is none.
+  MEDNEXT_DEVICE int source(int o, int t, int size) const {
+    const int pad = taps / 2;
+    if (transposed && (o + pad - t) % 2 != 0) return -1;
+    const int i = transposed ? (o + pad - t) / 2 : stride * o + t - pad;
+    return i >= 0 && i < size ? i : -1;
+  }
+};
+
 struct GeneralArgs {
   const void* x;
   const float* weight;
@@ -14,9 +28,10 @@ struct GeneralArgs {
   void* y;
   float* partials;  // as in ConvArgs
   Extent in, out;
-  int c, kernel, stride;
+  int c;
+  Axis z, yx;
   int64_t segment;  // output voxels of a block
-  bool transposed, flip;
+  bool flip;
 };
 
 struct Voxel {
@@ -27,13 +42,6 @@ struct Voxel {
         y(static_cast<int>(index / size.w % size.h)),
         x(static_cast<int>(index % size.w)) {}
 };
-
-// The input that tap t of output o takes along an axis of `size` inputs; -1 when there is none.
-MEDNEXT_DEVICE int source(int o, int t, int pad, int stride, bool transposed, int size) {
-  if (transposed && (o + pad - t) % 2 != 0) return -1;
-  const int i = transposed ? (o + pad - t) / 2 : stride * o + t - pad;
-  return i >= 0 && i < size ? i : -1;
-}
 
 // Grid: (segments, channel tiles, n); 32 channels and 8 voxels at a time.
 template <class T>
@@ -50,20 +58,20 @@ struct General {
     const int64_t inputs = static_cast<int64_t>(a.in.d) * a.in.h * a.in.w;
     const Element* x = static_cast<const Element*>(a.x) + block_z() * inputs * a.c;
     Element* y = static_cast<Element*>(a.y) + block_z() * voxels * a.c;
-    const int k = a.kernel, pad = k / 2;
+    const int k = a.yx.taps, all = a.z.taps * k * k;
     Moments moments;
     for (int64_t index = begin + walker; index < end && c < a.c; index += WALKERS) {
       const Voxel o(index, a.out);
       float sum = a.bias ? a.bias[c] : 0.0f;
-      for (int kz = 0; kz < k; ++kz) {
-        const int z = source(o.z, kz, pad, a.stride, a.transposed, a.in.d);
+      for (int kz = 0; kz < a.z.taps; ++kz) {
+        const int z = a.z.source(o.z, kz, a.in.d);
         for (int ky = 0; ky < k && z >= 0; ++ky) {
-          const int yi = source(o.y, ky, pad, a.stride, a.transposed, a.in.h);
+          const int yi = a.yx.source(o.y, ky, a.in.h);
           for (int kx = 0; kx < k && yi >= 0; ++kx) {
-            const int xi = source(o.x, kx, pad, a.stride, a.transposed, a.in.w);
+            const int xi = a.yx.source(o.x, kx, a.in.w);
             if (xi < 0) continue;
             const int tap = (kz * k + ky) * k + kx;
-            const float w = a.weight[static_cast<int64_t>(a.flip ? k * k * k - 1 - tap : tap) * a.c + c];
+            const float w = a.weight[static_cast<int64_t>(a.flip ? all - 1 - tap : tap) * a.c + c];
             sum += w * T::widen(x[((static_cast<int64_t>(z) * a.in.h + yi) * a.in.w + xi) * a.c + c]);
           }
         }
@@ -85,9 +93,10 @@ struct General {
 struct GeneralWeightArgs {
   const void* small;
   const void* large;
-  float* partials;  // [segments][K^3][C]
+  float* partials;  // [segments][KZ K^2][C]
   Extent small_size, large_size;
-  int c, kernel, stride;
+  int c;
+  Axis z, yx;
   int64_t voxels, segment;  // of `small`, over all n; of a block
 };
 
@@ -101,7 +110,7 @@ struct GeneralWeightGradient {
 
   MEDNEXT_DEVICE static void run(const Args& a, char* shared) {
     const int lane = thread_index() % CHANNELS, walker = thread_index() / CHANNELS, c = block_y() * CHANNELS + lane;
-    const int k = a.kernel, pad = k / 2, tap = block_z();
+    const int k = a.yx.taps, tap = block_z();
     const int64_t begin = block_x() * a.segment, end = begin + a.segment < a.voxels ? begin + a.segment : a.voxels;
     const int64_t planes = static_cast<int64_t>(a.small_size.d) * a.small_size.h * a.small_size.w;
     const Element* small = static_cast<const Element*>(a.small);
@@ -109,9 +118,9 @@ struct GeneralWeightGradient {
     float sum = 0;
     for (int64_t index = begin + walker; index < end && c < a.c; index += WALKERS) {
       const Voxel o(index % planes, a.small_size);
-      const int z = source(o.z, tap / k / k, pad, a.stride, false, a.large_size.d);
-      const int y = source(o.y, tap / k % k, pad, a.stride, false, a.large_size.h);
-      const int x = source(o.x, tap % k, pad, a.stride, false, a.large_size.w);
+      const int z = a.z.source(o.z, tap / k / k, a.large_size.d);
+      const int y = a.yx.source(o.y, tap / k % k, a.large_size.h);
+      const int x = a.yx.source(o.x, tap % k, a.large_size.w);
       if (z < 0 || y < 0 || x < 0) continue;
       const int64_t voxel = ((index / planes * a.large_size.d + z) * a.large_size.h + y) * a.large_size.w + x;
       sum += T::widen(small[index * a.c + c]) * T::widen(large[voxel * a.c + c]);
@@ -121,7 +130,7 @@ struct GeneralWeightGradient {
     barrier();
     if (walker != 0 || c >= a.c) return;
     for (int w = 1; w < WALKERS; ++w) sum += table[w * CHANNELS + lane];
-    a.partials[(static_cast<int64_t>(block_x()) * k * k * k + tap) * a.c + c] = sum;
+    a.partials[(static_cast<int64_t>(block_x()) * a.z.taps * k * k + tap) * a.c + c] = sum;
   }
 };
 

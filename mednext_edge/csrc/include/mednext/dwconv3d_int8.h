@@ -13,9 +13,9 @@ struct GeneralInt8Args {
   const float* bias;  // may be null
   int8_t* y;
   Extent in, out;
-  int c, kernel, stride;
+  int c;
+  Axis z, yx;
   int64_t segment;  // output voxels of a block
-  bool transposed;
 };
 
 // Grid: (segments, channel tiles, n); 32 channels and 8 voxels at a time.
@@ -30,16 +30,16 @@ struct GeneralInt8 {
     const int64_t inputs = static_cast<int64_t>(a.in.d) * a.in.h * a.in.w;
     const int8_t* x = a.x + block_z() * inputs * a.c;
     int8_t* y = a.y + block_z() * voxels * a.c;
-    const int k = a.kernel, pad = k / 2;
+    const int k = a.yx.taps;
     for (int64_t index = begin + walker; index < end && c < a.c; index += WALKERS) {
       const Voxel o(index, a.out);
       int32_t sum = 0;
-      for (int kz = 0; kz < k; ++kz) {
-        const int z = source(o.z, kz, pad, a.stride, a.transposed, a.in.d);
+      for (int kz = 0; kz < a.z.taps; ++kz) {
+        const int z = a.z.source(o.z, kz, a.in.d);
         for (int ky = 0; ky < k && z >= 0; ++ky) {
-          const int yi = source(o.y, ky, pad, a.stride, a.transposed, a.in.h);
+          const int yi = a.yx.source(o.y, ky, a.in.h);
           for (int kx = 0; kx < k && yi >= 0; ++kx) {
-            const int xi = source(o.x, kx, pad, a.stride, a.transposed, a.in.w);
+            const int xi = a.yx.source(o.x, kx, a.in.w);
             if (xi < 0) continue;
             const int64_t from = (static_cast<int64_t>(z) * a.in.h + yi) * a.in.w + xi;
             sum += a.weight[static_cast<int64_t>((kz * k + ky) * k + kx) * a.c + c] * x[from * a.c + c];

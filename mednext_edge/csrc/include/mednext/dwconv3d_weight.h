@@ -3,8 +3,9 @@
 //
 // A block marches along z over (y, x) tiles. Every plane of both tensors comes into shared memory once (x with its
 // halo), and the K^3 sums of the block's channels lie in the registers of its threads: all of them in each thread
-// at k3, one kz for each group of threads at k5 and k7, so nothing is read K^3 times. The sums of a block go to the
-// workspace, and a second kernel adds the blocks in a fixed order: no atomics, the same bits every time.
+// at k3, one kz for each group of threads at k5 and k7, so nothing is read K^3 times. In 2-D (KZ = 1) there are K^2 of
+// them: all in each thread at k3 and k5, those of three or four ky for each group at k7 and k9. The sums of a block go
+// to the workspace, and a second kernel adds the blocks in a fixed order: no atomics, the same bits every time.
 //
 // Bounds are those of the forward pass (dwconv3d_direct.h): the same multiplications, two reads in place of a read
 // and a write.
@@ -17,7 +18,7 @@ namespace mednext {
 struct WeightArgs {
   const void* small;
   const void* large;
-  float* partials;  // [blocks_x][K^3][C]
+  float* partials;  // [blocks_x][KZ K^2][C]
   Extent small_size, large_size;
   int n, c;
   int tiles_x, tiles_y, chunks;
@@ -25,43 +26,49 @@ struct WeightArgs {
   bool wide_small, wide_large;
 };
 
-template <class T, int K, int S>
+template <class T, int K, int S, int KZ>
 struct WeightGradient {
   using Args = WeightArgs;
-  static constexpr int V = T::WIDTH, P = K / 2, A = (K + S - 1) / S, CHANNELS = LANES * V;
-  static constexpr int G = K == 3 ? K : 1;  // values of kz in a thread
-  static constexpr int GROUPS = K / G;
+  static constexpr int V = T::WIDTH, P = K / 2, CHANNELS = LANES * V;
+  static constexpr bool FLAT = KZ == 1;
+  static constexpr int SZ = FLAT ? 1 : S, PZ = KZ / 2, A = (KZ + SZ - 1) / SZ;
+  static constexpr int G = !FLAT && K == 3 ? K : 1;                // values of kz in a thread
+  static constexpr int GY = FLAT && K > 5 ? (K == 7 ? 4 : 3) : K;  // values of ky; the last group may have fewer
+  static constexpr int GROUPS = FLAT ? (K + GY - 1) / GY : KZ / G;
   static constexpr int X = S == 1 ? 8 : 4;
-  static constexpr int COLUMNS = K == 3 ? (S == 1 ? 16 : 8) : K == 5 ? 4 : 2;  // rows worked on at a time
-  static constexpr int HEIGHT = S == 1 && K == 3 ? 16 : 8;
+  static constexpr int HEIGHT = S == 1 && (FLAT || K == 3) ? 16 : 8;
+  // Rows worked on at a time.
+  static constexpr int COLUMNS = FLAT ? (GROUPS > 1 ? 8 : HEIGHT) : K == 3 ? HEIGHT : K == 5 ? 4 : 2;
   static constexpr int THREADS = LANES * COLUMNS * GROUPS;
-  static constexpr int MIN_BLOCKS = 1;
+  static constexpr int MIN_BLOCKS = FLAT && K < 9 ? 2 : 1;
   static constexpr int OVERHEAD = A - 1;
   using Small = Tile<HEIGHT, X, 1>;
   using Large = Tile<S*(HEIGHT - 1) + K, S*(X - 1) + K, S>;
   static constexpr int RING = A + 1;  // planes of `small`: the A in use and the next
-  static constexpr int STEP_BYTES = S * Large::BYTES;
+  static constexpr int STEP_BYTES = SZ * Large::BYTES;
   static constexpr int RING_OFFSET = 2 * STEP_BYTES;
   static constexpr int SHARED = RING_OFFSET + RING * Small::BYTES;
   static_assert(SHARED <= 99 * 1024, "the smallest limit of a block among the architectures (8.6, 8.9, 12.0)");
-  static_assert(K != 7 || (LANES * COLUMNS % 32 == 0 && HEIGHT % COLUMNS == 0), "a warp keeps together in add_rows");
+  static_assert(FLAT || K != 7 || (LANES * COLUMNS % 32 == 0 && HEIGHT % COLUMNS == 0),
+                "a warp keeps together in add_rows");
   static_assert(K * THREADS * V * 4 <= SHARED, "the sum over a block's columns reuses all of it");
 
-  using Sums = float[G][K][K][V];
+  using Sums = float[G][GY][K][V];
 
-  // One row of `small` against the K rows of one plane of `large`, for the kz of this thread that meet there.
-  // `SUB` is kz % S at k3, where kz is known when compiled; -1 elsewhere.
+  // One row of `small` against the rows of one plane of `large`, for the kz and ky of this thread that meet there.
+  // `SUB` is kz % SZ at k3, where kz is known when compiled; -1 elsewhere. `rows`: of `large`, GY at most.
   template <int SUB>
-  MEDNEXT_DEVICE static void add_rows(const char* large, const float (&small)[G][X][V], Sums& sums) {
+  MEDNEXT_DEVICE static void add_rows(const char* large, int rows, const float (&small)[G][X][V], Sums& sums) {
 #pragma unroll
-    for (int ky = 0; ky < K; ++ky) {
+    for (int ky = 0; ky < GY; ++ky) {
+      if (FLAT && K % GY != 0 && ky >= rows) break;
       // At k7 the sums take 98 registers; rows read ahead of their turn would push some of them out.
-      if (K == 7) warp_order();
+      if (K == 7 && !FLAT) warp_order();
       float in[Large::WIDTH][V];
       read_row<T>(large + ky * Large::PITCH, in);
 #pragma unroll
       for (int g = 0; g < G; ++g) {
-        if (SUB >= 0 && g % S != SUB) continue;
+        if (SUB >= 0 && g % SZ != SUB) continue;
 #pragma unroll
         for (int kx = 0; kx < K; ++kx) {
 #pragma unroll
@@ -78,11 +85,11 @@ struct WeightGradient {
   MEDNEXT_DEVICE static void write_sums(const Args& a, int c0, const Sums& sums, float* table) {
     const int lane = thread_index() % LANES, column = thread_index() / LANES % COLUMNS;
     const int group = thread_index() / (LANES * COLUMNS);
-    float* partial = a.partials + static_cast<int64_t>(block_x()) * (K * K * K) * a.c + c0;
+    float* partial = a.partials + static_cast<int64_t>(block_x()) * (KZ * K * K) * a.c + c0;
 #pragma unroll
     for (int g = 0; g < G; ++g) {
 #pragma unroll
-      for (int ky = 0; ky < K; ++ky) {
+      for (int ky = 0; ky < GY; ++ky) {
         barrier();
 #pragma unroll
         for (int kx = 0; kx < K; ++kx) {
@@ -93,11 +100,12 @@ struct WeightGradient {
         }
         barrier();
         for (int i = thread_index(); i < K * GROUPS * CHANNELS; i += THREADS) {
-          const int channel = i % CHANNELS, kx = i / CHANNELS / GROUPS, kz = i / CHANNELS % GROUPS * G + g;
-          if (c0 + channel >= a.c) continue;
+          const int channel = i % CHANNELS, kx = i / CHANNELS / GROUPS, part = i / CHANNELS % GROUPS;
+          const int tap_z = FLAT ? 0 : part * G + g, tap_y = FLAT ? part * GY + ky : ky;
+          if (c0 + channel >= a.c || tap_y >= K) continue;
           float sum = 0;
           for (int j = 0; j < COLUMNS; ++j) sum += table[(i / CHANNELS * COLUMNS + j) * CHANNELS + channel];
-          partial[static_cast<int64_t>((kz * K + ky) * K + kx) * a.c + channel] = sum;
+          partial[static_cast<int64_t>((tap_z * K + tap_y) * K + kx) * a.c + channel] = sum;
         }
       }
     }
@@ -112,7 +120,7 @@ struct WeightGradient {
 #pragma unroll
     for (int g = 0; g < G; ++g) {
 #pragma unroll
-      for (int ky = 0; ky < K; ++ky) {
+      for (int ky = 0; ky < GY; ++ky) {
 #pragma unroll
         for (int kx = 0; kx < K; ++kx) {
 #pragma unroll
@@ -131,19 +139,19 @@ struct WeightGradient {
       const PlaneLoader<T, Small, THREADS> small(a.small, a.small_size, a.c, n, y0, x0, c0, a.wide_small);
       const PlaneLoader<T, Large, THREADS> large(a.large, a.large_size, a.c, n, S * y0 - P, S * x0 - P, c0,
                                                  a.wide_large);
-      const int steps = z1 - z0 + A - 1, first = S * z0 - P;
+      const int steps = z1 - z0 + A - 1, first = SZ * z0 - PZ;
       const auto start = [&](int step) {
 #pragma unroll
-        for (int sub = 0; sub < S; ++sub) {
-          large.start(shared + step % 2 * STEP_BYTES + sub * Large::BYTES, first + S * step + sub);
+        for (int sub = 0; sub < SZ; ++sub) {
+          large.start(shared + step % 2 * STEP_BYTES + sub * Large::BYTES, first + SZ * step + sub);
         }
         if (z0 + step < z1) small.start(shared + RING_OFFSET + step % RING * Small::BYTES, z0 + step);
         copies_commit();
       };
-      // Plane z0 + step - kz / S of `small` meets tap kz; planes of other pieces count as zeros.
-      const auto meets = [&](int step, int kz) { return step >= kz / S && z0 + step - kz / S < z1; };
+      // Plane z0 + step - kz / SZ of `small` meets tap kz; planes of other pieces count as zeros.
+      const auto meets = [&](int step, int kz) { return step >= kz / SZ && z0 + step - kz / SZ < z1; };
       const auto small_row = [&](int step, int kz, int row) {
-        return shared + RING_OFFSET + (step - kz / S) % RING * Small::BYTES + row * Small::PITCH + lane * 4;
+        return shared + RING_OFFSET + (step - kz / SZ) % RING * Small::BYTES + row * Small::PITCH + lane * 4;
       };
 
       barrier();  // nobody reads the planes of the piece before
@@ -154,13 +162,13 @@ struct WeightGradient {
         if (step + 1 < steps) start(step + 1);
         const char* planes = shared + step % 2 * STEP_BYTES + lane * 4;
         if (G == 1) {
-          const int kz = group, sub = kz % S;
-          if (!meets(step, kz) || !large.has(first + S * step + sub)) continue;
+          const int kz = FLAT ? 0 : group, sub = kz % SZ, ky = FLAT ? group * GY : 0;
+          if (!meets(step, kz) || !large.has(first + SZ * step + sub)) continue;
 #pragma unroll 1
           for (int row = column; row < HEIGHT; row += COLUMNS) {
             float from[G][X][V];
             read_row<T>(small_row(step, kz, row), from[0]);
-            add_rows<-1>(planes + sub * Large::BYTES + S * row * Large::PITCH, from, sums);
+            add_rows<-1>(planes + sub * Large::BYTES + (S * row + ky) * Large::PITCH, K - ky, from, sums);
           }
         } else {
           float from[G][X][V];
@@ -177,8 +185,8 @@ struct WeightGradient {
             }
           }
           const char* rows = planes + S * column * Large::PITCH;
-          if (large.has(first + S * step)) add_rows<0>(rows, from, sums);
-          if (S == 2 && large.has(first + S * step + 1)) add_rows<S - 1>(rows + Large::BYTES, from, sums);
+          if (large.has(first + SZ * step)) add_rows<0>(rows, K, from, sums);
+          if (SZ == 2 && large.has(first + SZ * step + 1)) add_rows<SZ - 1>(rows + Large::BYTES, K, from, sums);
         }
       }
     }
