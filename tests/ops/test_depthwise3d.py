@@ -18,6 +18,8 @@ from mednext_edge.ops import depthwise3d as ops
 from mednext_edge.ops.depthwise3d import depthwise3d
 
 KERNELS = (1, 3, 5, 7)
+SMALL = ((3, 4, 5), (4, 5))
+"""A volume and an image."""
 SIZES = {
     "one voxel": (1, 1, 1),
     "one slice": (1, 6, 5),
@@ -25,13 +27,18 @@ SIZES = {
     "odd": (3, 5, 7),
     "smaller than the kernel": (2, 3, 2),
     "even": (4, 6, 8),
+    "one pixel": (1, 1),
+    "odd image": (5, 7),
+    "image of one row": (1, 6),
+    "even image": (6, 8),
 }
 FORMS = {"stride 1": (1, False), "stride 2": (2, False), "transposed": (2, True), "transposed, stride 1": (1, True)}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
+LAYOUTS = {"contiguous": False, "channels-last": True}
 
 every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 every_form = pytest.mark.parametrize(("stride", "transposed"), FORMS.values(), ids=FORMS)
-every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+every_layout = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS)
+every_rank = pytest.mark.parametrize("small", SMALL, ids=["3-D", "2-D"])
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
 
@@ -40,19 +47,25 @@ def draw(
     kernel: int,
     batch: int = 2,
     channels: int = 3,
-    layout: torch.memory_format = torch.contiguous_format,
+    last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, weight and bias in float64."""
+    """Input, weight and bias in float64; the input channels-last or contiguous."""
     generator = torch.Generator().manual_seed(kernel)
     x = torch.randn((batch, channels, *size), generator=generator, dtype=torch.float64)
-    weight = torch.randn((channels, 1, kernel, kernel, kernel), generator=generator, dtype=torch.float64)
+    weight = torch.randn((channels, 1, *(kernel,) * len(size)), generator=generator, dtype=torch.float64)
     bias = torch.randn(channels, generator=generator, dtype=torch.float64)
-    return x.contiguous(memory_format=layout), weight, bias
+    return x.contiguous(memory_format=form_of(x, last)), weight, bias
+
+
+def form_of(x: Tensor, last: bool) -> torch.memory_format:
+    """Channels-last or contiguous."""
+    return (torch.channels_last if x.dim() == 4 else torch.channels_last_3d) if last else torch.contiguous_format
 
 
 def torchs(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, transposed: bool) -> Tensor:
     """What PyTorch computes."""
-    convolve = F.conv_transpose3d if transposed else F.conv3d
+    forms = {4: (F.conv2d, F.conv_transpose2d), 5: (F.conv3d, F.conv_transpose3d)}
+    convolve = forms[x.dim()][transposed]
     return convolve(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
@@ -73,8 +86,11 @@ def test_forward_and_gradients(kernel: int, stride: int, transposed: bool, size:
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 @every_form
-def test_only_the_gradients_that_are_wanted(stride: int, transposed: bool, wanted: tuple[int, ...]) -> None:
-    inputs = draw((2, 3, 4), 3)
+@every_rank
+def test_only_the_gradients_that_are_wanted(
+    small: tuple[int, ...], stride: int, transposed: bool, wanted: tuple[int, ...]
+) -> None:
+    inputs = draw(small, 3)
     for i in wanted:
         inputs[i].requires_grad_()
     depthwise3d(*inputs, stride=stride, transposed=transposed).sum().backward()  # type: ignore[no-untyped-call]
@@ -82,8 +98,9 @@ def test_only_the_gradients_that_are_wanted(stride: int, transposed: bool, wante
 
 
 @every_form
-def test_derivatives_are_those_of_finite_differences(stride: int, transposed: bool) -> None:
-    x, weight, bias = (t.requires_grad_() for t in draw((2, 3, 1), 3, batch=1, channels=2))
+@pytest.mark.parametrize("size", [(2, 3, 1), (2, 3)])
+def test_derivatives_are_those_of_finite_differences(size: tuple[int, ...], stride: int, transposed: bool) -> None:
+    x, weight, bias = (t.requires_grad_() for t in draw(size, 3, batch=1, channels=2))
 
     def form(*inputs: Tensor) -> Tensor:
         return depthwise3d(*inputs, stride=stride, transposed=transposed)
@@ -94,19 +111,21 @@ def test_derivatives_are_those_of_finite_differences(stride: int, transposed: bo
 
 @every_layout
 @every_form
-def test_the_result_lies_as_the_input_does(stride: int, transposed: bool, layout: torch.memory_format) -> None:
-    x, weight, bias = draw((3, 4, 5), 3, layout=layout)
+@every_rank
+def test_the_result_lies_as_the_input_does(small: tuple[int, ...], stride: int, transposed: bool, last: bool) -> None:
+    x, weight, bias = draw(small, 3, last=last)
     for given in (x, x[..., 1:]):
         y = depthwise3d(given, weight, bias, stride=stride, transposed=transposed)
-        assert y.is_contiguous(memory_format=layout)
+        assert y.is_contiguous(memory_format=form_of(y, last))
         expected = torchs(given.contiguous(), weight, bias, stride=stride, transposed=transposed)
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @every_form
-def test_types_are_kept(stride: int, transposed: bool, dtype: torch.dtype) -> None:
-    inputs = [t.to(dtype).requires_grad_() for t in draw((3, 4, 5), 3)]
+@every_rank
+def test_types_are_kept(small: tuple[int, ...], stride: int, transposed: bool, dtype: torch.dtype) -> None:
+    inputs = [t.to(dtype).requires_grad_() for t in draw(small, 3)]
     y = depthwise3d(*inputs, stride=stride, transposed=transposed)
     y.sum().backward()  # type: ignore[no-untyped-call]
     assert y.dtype == dtype
@@ -117,30 +136,33 @@ def test_types_are_kept(stride: int, transposed: bool, dtype: torch.dtype) -> No
 
 
 @every_form
-def test_empty_batch(stride: int, transposed: bool) -> None:
-    x, weight, bias = draw((3, 4, 5), 3, batch=0)
+@every_rank
+def test_empty_batch(small: tuple[int, ...], stride: int, transposed: bool) -> None:
+    x, weight, bias = draw(small, 3, batch=0)
     found = depthwise3d(x, weight, bias, stride=stride, transposed=transposed)
     assert found.shape == torchs(x, weight, bias, stride=stride, transposed=transposed).shape
 
 
 @every_layout
 @pytest.mark.parametrize("stride", ops.STRIDES)
-def test_operators_keep_their_promises(stride: int, layout: torch.memory_format) -> None:
+@every_rank
+def test_operators_keep_their_promises(small: tuple[int, ...], stride: int, last: bool) -> None:
     """PyTorch's own checks: schema, fake tensors with strides, autograd registration, tracing with open sizes."""
-    x, weight, bias = (t.requires_grad_() for t in draw((3, 4, 5), 3, layout=layout))
+    x, weight, bias = (t.requires_grad_() for t in draw(small, 3, last=last))
     y = torch.randn_like(ops.convolution(x, weight, None, stride)).requires_grad_()
     torch.library.opcheck(ops.convolution, (x, weight, bias, stride))
     torch.library.opcheck(ops.convolution, (x, weight, None, stride))
-    torch.library.opcheck(ops.adjoint, (y, weight, None, [3, 4, 5], stride))
-    torch.library.opcheck(ops.adjoint, (y, weight, bias, [3, 4, 5], stride))
+    torch.library.opcheck(ops.adjoint, (y, weight, None, [*small], stride))
+    torch.library.opcheck(ops.adjoint, (y, weight, bias, [*small], stride))
     torch.library.opcheck(ops.weight_gradient, (x, y, 3, stride))
 
 
 @every_form
-def test_compiled_in_one_graph(stride: int, transposed: bool) -> None:
+@every_rank
+def test_compiled_in_one_graph(small: tuple[int, ...], stride: int, transposed: bool) -> None:
     results = []
     for compiled in (False, True):
-        inputs = [t.requires_grad_() for t in draw((3, 4, 5), 3, layout=torch.channels_last_3d)]
+        inputs = [t.requires_grad_() for t in draw(small, 3, last=True)]
 
         def form(*inputs: Tensor) -> Tensor:
             return depthwise3d(*inputs, stride=stride, transposed=transposed).square()
@@ -153,8 +175,9 @@ def test_compiled_in_one_graph(stride: int, transposed: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_autocast_casts_and_gradients_return_in_the_type_of_the_parameters() -> None:
-    x, weight, bias = (t.float().requires_grad_() for t in draw((3, 4, 5), 3))
+@every_rank
+def test_autocast_casts_and_gradients_return_in_the_type_of_the_parameters(small: tuple[int, ...]) -> None:
+    x, weight, bias = (t.float().requires_grad_() for t in draw(small, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = depthwise3d(x, weight, bias)
         assert depthwise3d(x.double(), weight.double()).dtype == torch.float64
@@ -168,6 +191,9 @@ def test_autocast_casts_and_gradients_return_in_the_type_of_the_parameters() -> 
     [
         ({"stride": 3}, r"stride 3.*1 or 2"),
         ({"x": torch.zeros(3, 4, 4, 4)}, r"\(3, 4, 4, 4\).*\[N, C, D, H, W\]"),
+        ({"x": torch.zeros(1, 3, 4, 4)}, r"\(1, 3, 4, 4\).*or \[N, C, H, W\] and \[C, 1, k, k\]"),
+        ({"x": torch.zeros(1, 3, 4)}, r"\(1, 3, 4\).*odd k"),
+        ({"weight": torch.zeros(3, 1, 3, 3)}, r"\(3, 1, 3, 3\).*odd k"),
         ({"weight": torch.zeros(3, 1, 3, 3, 5)}, r"\(3, 1, 3, 3, 5\).*odd k"),
         ({"weight": torch.zeros(3, 1, 2, 2, 2)}, "odd k"),
         ({"weight": torch.zeros(4, 1, 3, 3, 3)}, r"\(4, 1, 3, 3, 3\)"),

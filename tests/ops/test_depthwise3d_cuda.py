@@ -17,7 +17,7 @@ from mednext_edge.ops import depthwise3d_cuda as cuda
 from mednext_edge.ops.cuda_library import CudaLibrary
 from mednext_edge.ops.depthwise3d import depthwise3d
 
-from .test_depthwise3d import SIZES, draw, every_form, every_layout, torchs
+from .test_depthwise3d import SIZES, draw, every_form, every_layout, every_rank, form_of, torchs
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -53,6 +53,13 @@ def derivatives(
         (7, SIZES["smaller than the kernel"], 9),
         (9, SIZES["odd"], 4),
         (1, SIZES["one column"], 5),
+        (3, SIZES["one pixel"], 16),
+        (3, (17, 9), 33),
+        (5, SIZES["even image"], 8),
+        (7, SIZES["image of one row"], 1),
+        (7, (9, 19), 3),
+        (9, SIZES["odd image"], 20),
+        (11, SIZES["odd image"], 3),
     ],
 )
 @every_dtype
@@ -82,10 +89,14 @@ def test_forward_and_gradients(
 
 @every_layout
 @every_form
-def test_any_layout_goes_in_and_the_same_comes_out(stride: int, transposed: bool, layout: torch.memory_format) -> None:
-    x, weight, bias = (t.float() for t in draw((3, 4, 5), 3, channels=8, layout=torch.contiguous_format))
+@every_rank
+def test_any_layout_goes_in_and_the_same_comes_out(
+    small: tuple[int, ...], stride: int, transposed: bool, last: bool
+) -> None:
+    x, weight, bias = (t.float() for t in draw(small, 3, channels=8))
     expected = depthwise3d(x, weight, bias, stride=stride, transposed=transposed)
-    turned = weight.transpose(2, 4).contiguous().transpose(2, 4)
+    turned = weight.transpose(2, -1).contiguous().transpose(2, -1)
+    layout = form_of(x, last)
     for given in (x.contiguous(memory_format=layout), torch.cat([x, x], -1).contiguous(memory_format=layout)[..., :5]):
         y = depthwise3d(given, turned, bias.repeat_interleave(2)[::2], stride=stride, transposed=transposed)
         assert y.is_contiguous(memory_format=layout)
@@ -94,20 +105,22 @@ def test_any_layout_goes_in_and_the_same_comes_out(stride: int, transposed: bool
 
 @every_layout
 @pytest.mark.parametrize("stride", ops.STRIDES)
-def test_operators_keep_their_promises(stride: int, layout: torch.memory_format) -> None:
-    x, weight, bias = (t.float().requires_grad_() for t in draw((3, 4, 5), 3, layout=layout))
+@every_rank
+def test_operators_keep_their_promises(small: tuple[int, ...], stride: int, last: bool) -> None:
+    x, weight, bias = (t.float().requires_grad_() for t in draw(small, 3, last=last))
     y = torch.randn_like(ops.convolution(x, weight, None, stride)).requires_grad_()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops.convolution, (x, weight, bias, stride), test_utils=checks)
-    torch.library.opcheck(ops.adjoint, (y, weight, bias, [3, 4, 5], stride), test_utils=checks)
+    torch.library.opcheck(ops.adjoint, (y, weight, bias, [*small], stride), test_utils=checks)
     torch.library.opcheck(ops.weight_gradient, (x, y, 3, stride), test_utils=checks)
 
 
 @pytest.mark.parametrize("stride", ops.STRIDES)
 @every_dtype
-def test_statistics_of_the_output(dtype: torch.dtype, stride: int) -> None:
+@pytest.mark.parametrize(("size", "kernel"), [((5, 6, 7), 3), ((9, 17), 7)])
+def test_statistics_of_the_output(size: tuple[int, ...], kernel: int, dtype: torch.dtype, stride: int) -> None:
     """They are as good as those of the exact output, also where the mean is large against the spread."""
-    x, weight, bias = (t.to(dtype) for t in draw((5, 6, 7), 3, channels=8))
+    x, weight, bias = (t.to(dtype) for t in draw(size, kernel, channels=8))
     bias = bias + 100
     y, mean, moment = cuda.convolution_stats(x, weight, bias, stride)
     assert torch.equal(y, cuda.convolution(x, weight, bias, stride))
@@ -118,6 +131,9 @@ def test_statistics_of_the_output(dtype: torch.dtype, stride: int) -> None:
 
 @every_dtype
 def test_weights_as_the_kernels_read_them(dtype: torch.dtype) -> None:
+    _, flat, _ = draw((1, 1), 5, channels=3)
+    assert torch.equal(cuda.taps(flat.to(dtype))[1, 2], flat.to(dtype)[:, 0, 1, 2].float())
+    assert cuda.taps(flat).is_contiguous() and cuda.taps(flat).shape == (5, 5, 3)
     _, weight, _ = draw((1, 1, 1), 3, channels=4)
     for given in (weight.to(dtype), weight.to(dtype).contiguous(memory_format=torch.channels_last_3d)):
         found = cuda.taps(given)
@@ -125,8 +141,9 @@ def test_weights_as_the_kernels_read_them(dtype: torch.dtype) -> None:
         assert torch.equal(found[0, 1, 2], given[:, 0, 0, 1, 2].float())
 
 
-def test_the_same_bits_every_time() -> None:
-    x, weight, _ = (t.float() for t in draw((9, 9, 9), 3, channels=8))
+@pytest.mark.parametrize("size", [(9, 9, 9), (19, 18)])
+def test_the_same_bits_every_time(size: tuple[int, ...]) -> None:
+    x, weight, _ = (t.float() for t in draw(size, 3, channels=8))
     y = cuda.convolution(x, weight, None, 1)
     assert torch.equal(cuda.convolution(x, weight, None, 1), y)
     assert torch.equal(cuda.weight_gradient(x, y, 3, 1), cuda.weight_gradient(x, y, 3, 1))

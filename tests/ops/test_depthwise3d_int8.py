@@ -16,21 +16,28 @@ from mednext_edge.ops.cuda_library import ComputePath, CudaLibrary, DType, Layer
 from mednext_edge.ops.depthwise3d_int8 import depthwise3d_int8
 
 SHAPES = ((1, 3, 4, 9, 10), (2, 40, 3, 5, 8), (1, 8, 1, 17, 3), (1, 20, 4, 9, 34), (1, 1, 1, 1, 1), (1, 16, 9, 1, 18))
+FLAT_SHAPES = ((1, 3, 9, 10), (2, 40, 5, 8), (1, 8, 17, 3), (19, 20, 9, 34), (1, 1, 1, 1), (3, 16, 1, 18))
 
 
 def draw(shape: tuple[int, ...], kernel: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Input, weight, scale and bias: outputs spread over all of int8, some of them beyond."""
     seed = torch.Generator().manual_seed(sum(shape) + kernel)
     x = torch.randint(-128, 128, shape, generator=seed).to(torch.int8)
-    weight = torch.randint(-128, 128, (shape[1], 1, *(kernel,) * 3), generator=seed).to(torch.int8)
-    scale = torch.rand(shape[1], generator=seed).add(0.5) * 70 / (74 * 74 * kernel**1.5)
-    return x.contiguous(memory_format=torch.channels_last_3d), weight, scale, torch.randn(shape[1], generator=seed) * 9
+    weight = torch.randint(-128, 128, (shape[1], 1, *(kernel,) * (len(shape) - 2)), generator=seed).to(torch.int8)
+    scale = torch.rand(shape[1], generator=seed).add(0.5) * 70 / (74 * 74 * kernel ** (len(shape) / 2 - 1))
+    return (
+        x.contiguous(memory_format=cuda.CHANNELS_LAST[x.dim()]),
+        weight,
+        scale,
+        torch.randn(shape[1], generator=seed) * 9,
+    )
 
 
 def exact(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """Before rounding, in float64."""
-    sums = F.conv3d(x.double(), weight.double(), None, stride, weight.shape[-1] // 2, groups=x.shape[1])
-    return sums * scale.double().view(-1, 1, 1, 1) + (0 if bias is None else bias.double().view(-1, 1, 1, 1))
+    convolve, each = (F.conv2d, (-1, 1, 1)) if x.dim() == 4 else (F.conv3d, (-1, 1, 1, 1))
+    sums = convolve(x.double(), weight.double(), None, stride, weight.shape[-1] // 2, groups=x.shape[1])
+    return sums * scale.double().view(each) + (0 if bias is None else bias.double().view(each))
 
 
 def check(found: Tensor, value: Tensor) -> None:
@@ -42,7 +49,7 @@ def check(found: Tensor, value: Tensor) -> None:
     assert torch.equal(found[clear].double(), kept.round()[clear])
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", (*SHAPES, *FLAT_SHAPES), ids=str)
 @pytest.mark.parametrize("kernel", (3, 5, 7))
 def test_tensor_cores(kernels: CudaLibrary, kernel: int, shape: tuple[int, ...]) -> None:
     x, weight, scale, bias = draw(shape, kernel)
@@ -54,8 +61,9 @@ def test_tensor_cores(kernels: CudaLibrary, kernel: int, shape: tuple[int, ...])
 
 @pytest.mark.parametrize("stride", (1, 2))
 @pytest.mark.parametrize("kernel", (1, 3, 5, 9))
-def test_every_other_layer(kernels: CudaLibrary, kernel: int, stride: int) -> None:
-    x, weight, scale, bias = draw((2, 5, 4, 5, 6), kernel)
+@pytest.mark.parametrize("shape", ((2, 5, 4, 5, 6), (3, 5, 5, 6)), ids=str)
+def test_every_other_layer(kernels: CudaLibrary, shape: tuple[int, ...], kernel: int, stride: int) -> None:
+    x, weight, scale, bias = draw(shape, kernel)
     y = cuda.convolution_int8(x, weight, scale, bias, stride, path=ComputePath.FMA)
     check(y, exact(x, weight, scale, bias, stride))
 
@@ -89,17 +97,28 @@ def test_memory_off_its_boundaries(kernels: CudaLibrary) -> None:
 
 
 @pytest.mark.parametrize("stride", (1, 2))
-@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last_3d))
-def test_the_twin_computes_the_same_and_keeps_the_layout(stride: int, layout: torch.memory_format) -> None:
-    x, weight, scale, bias = draw((2, 3, 4, 5, 6), 3)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((2, 3, 4, 5, 6), torch.contiguous_format),
+        ((2, 3, 4, 5, 6), torch.channels_last_3d),
+        ((2, 3, 5, 6), torch.contiguous_format),
+        ((2, 3, 5, 6), torch.channels_last),
+    ],
+)
+def test_the_twin_computes_the_same_and_keeps_the_layout(
+    shape: tuple[int, ...], stride: int, layout: torch.memory_format
+) -> None:
+    x, weight, scale, bias = draw(shape, 3)
     x = x.contiguous(memory_format=layout)
     y = depthwise3d_int8(x, weight, scale, bias, stride=stride)
     assert y.is_contiguous(memory_format=layout)
     check(y, exact(x, weight, scale, bias, stride))
 
 
-def test_the_operator_keeps_its_promises() -> None:
-    x, weight, scale, bias = draw((1, 3, 3, 4, 5), 3)
+@pytest.mark.parametrize("shape", ((1, 3, 3, 4, 5), (1, 3, 4, 5)))
+def test_the_operator_keeps_its_promises(shape: tuple[int, ...]) -> None:
+    x, weight, scale, bias = draw(shape, 3)
     torch.library.opcheck(
         ops.convolution_int8, (x, weight, scale, bias, 1), test_utils=("test_schema", "test_faketensor")
     )
