@@ -6,7 +6,8 @@ pairs of folders. Opening looks at names alone; voxels are read when a case is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ class Case:
         labels: -> label map [Z, Y, X]; None for an image alone.
         category: the class of the whole image, in a classification.
         output: name of the format that suits label maps of this image, see `data.outputs`.
+        files: of the image and of its labels, for what is said to people; empty where there are none of its own.
     """
 
     name: str
@@ -46,6 +48,22 @@ class Case:
     labels: Callable[[], Volume] | None = None
     category: int | None = None
     output: str = "nifti"
+    files: tuple[Path, ...] = ()
+
+    @contextmanager
+    def named(self, use: str) -> Iterator[None]:
+        """What is wrong with the data inside is said of this case: its use, such as `training`, its name, its files.
+
+        Raises:
+            DataError: as inside; it keeps its words where they name one of the files.
+        """
+        try:
+            yield
+        except DataError as error:
+            if any(str(file) in str(error) for file in self.files):
+                raise
+            where = f" ({', '.join(map(str, self.files))})" if self.files else ""
+            raise DataError(f"{use} case {self.name}{where}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -206,7 +224,10 @@ def _assemble(description: Description) -> Dataset:
     def case(name: str) -> Case:
         files = description.cases[name]
         return Case(
-            name, partial(read_image, files.images), partial(_known_labels, files.labels, dict(description.labels))
+            name,
+            partial(_known_channels, files.images, description.channels),
+            partial(_known_labels, files.labels, dict(description.labels)),
+            files=(*files.images, files.labels),
         )
 
     return Dataset(
@@ -218,9 +239,22 @@ def _assemble(description: Description) -> Dataset:
     )
 
 
+def _known_channels(paths: Sequence[Path], channels: tuple[str, ...]) -> Volume:
+    volume = read_image(paths)
+    if len(volume.array) != len(channels):
+        raise DataError(
+            f"{paths[0]} holds an image of {len(volume.array)} channels; expected {len(channels)}, those that the data "
+            f"set names ({', '.join(channels)}). Correct its channel_names or modality, or give the image its channels"
+        )
+    return volume
+
+
 def _known_labels(path: Path, labels: Mapping[str, int]) -> Volume:
     volume = read_labels(path)
     strange = sorted(label_values(volume.array) - set(labels.values()))
     if strange:
-        raise DataError(f"{path} holds the labels {strange}; expected those that the data set names, {dict(labels)}")
+        raise DataError(
+            f"{path} holds the labels {strange}; expected those that the data set names, {dict(labels)}. "
+            "Correct the label map, or name the labels in dataset.json"
+        )
     return volume

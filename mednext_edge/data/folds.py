@@ -35,7 +35,10 @@ def nnunet_folds(names: Iterable[str], count: int = FOLDS) -> tuple[Fold, ...]:
     """
     keys = sorted(names)
     if len(keys) < count:
-        raise DataError(f"found {len(keys)} cases; expected {count} at least, one a fold. Leave out the folds to train")
+        raise DataError(
+            f"found {len(keys)} cases; expected {count} at least, one a fold. Give folds of your own by --splits, or "
+            "leave out --fold and --cross-validate"
+        )
     order = np.arange(len(keys))
     np.random.RandomState(SEED).shuffle(order)
     folds = []

@@ -141,7 +141,10 @@ def restore(scores: Image, prepared: Prepared) -> NDArray[np.generic]:
 
 def _check_same_grid(image: Volume, labels: Volume) -> None:
     if labels.array.shape != image.spatial:
-        raise DataError(f"found labels of shape {labels.array.shape} for an image of shape {image.spatial}")
+        raise DataError(
+            f"found labels of shape {labels.array.shape} for an image of shape {image.spatial}; expected the same. "
+            "Resample the labels to the image, or give the ones that belong to it"
+        )
     # Rounded headers differ a little; a flipped or lost affine moves a corner by far more than half a voxel.
     corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in reversed(image.spatial)))])
     off = float(np.linalg.norm(((labels.affine - image.affine) @ corners.T)[:3], axis=0).max())

@@ -57,10 +57,16 @@ def _open(path: Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel lets many types through for broken files
-        raise DataError(f"{path} cannot be read as NIfTI: {error}") from error
+        raise DataError(
+            f"{path} cannot be read as NIfTI: {_one_line(error)}; get the file anew, or leave the case out"
+        ) from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image derives from Nifti1Image
         raise DataError(f"{path} is a {type(image).__name__}; expected NIfTI (.nii, .nii.gz)")
     return image
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _shape(image: nib.Nifti1Image) -> tuple[int, ...]:
@@ -83,7 +89,9 @@ def _read(path: Path) -> tuple[NDArray[np.generic], NDArray[np.float64], nib.Nif
         # Integer files keep their type, so that labels and 64-bit values survive.
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # zlib, EOF, OS and value errors alike: the file is cut short or damaged
-        raise DataError(f"{path} cannot be read as NIfTI: {error}") from error
+        raise DataError(
+            f"{path} cannot be read as NIfTI: {_one_line(error)}; get the file anew, or leave the case out"
+        ) from error
     if array.dtype.names or not np.isrealobj(array):
         raise DataError(f"{path} holds {array.dtype} voxels; expected real numbers")
     if array.size == 0:
@@ -153,10 +161,15 @@ def read_labels(path: str | Path) -> Volume:
         whole = np.rint(array)
         # 1e-4 forgives the rounding of a scale factor in the header (scl_slope).
         if not np.isfinite(whole).all() or np.abs(array - whole).max() > 1e-4:
-            raise DataError(f"{path} holds values that are not whole numbers; expected a label map")
+            raise DataError(
+                f"{path} holds values that are not whole numbers; expected a label map. Round the "
+                "values; where it was resampled, do so with nearest neighbours"
+            )
         array = whole
     if array.min() < 0 or array.max() > 65535:
-        raise DataError(f"{path} holds labels {array.min():.0f}..{array.max():.0f}; expected 0..65535")
+        raise DataError(
+            f"{path} holds labels {array.min():.0f}..{array.max():.0f}; expected 0..65535. Number them anew"
+        )
     return Volume(np.ascontiguousarray(array.T.astype(_label_type(int(array.max())))), affine, header)
 
 

@@ -53,7 +53,10 @@ class BatchSource:
         """
         seen = {value for sample in self._samples for value in sample.classes}
         if not seen:
-            raise DataError("no training case has a voxel of foreground; expected one at least")
+            raise DataError(
+                "no training case has a voxel of foreground; expected one at least. Look at the label maps of the "
+                f"{len(self._samples)} cases: they are empty, at least where the images are not zero"
+            )
         absent = [name for name, value in labels.items() if value and value not in seen]
         notes = [f"the label `{name}` is in no training case: the network cannot learn it" for name in absent]
         if len(self._samples) == 1:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from mednext_edge.checkpoints import load, save
 from mednext_edge.data.dataset import Dataset, open_dataset
 from mednext_edge.data.folds import Fold, nnunet_folds, read_folds, take_all, take_fold
-from mednext_edge.errors import UsageError
+from mednext_edge.errors import CheckpointError, UsageError
 from mednext_edge.export.targets import Progress as Report
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
@@ -22,7 +24,7 @@ from mednext_edge.training.loop import SCORES, Progress, train
 from mednext_edge.training.plan import Amp, Keep, TrainingPlan
 from mednext_edge.training.qat import QatOptions, student
 from mednext_edge.training.size import Sized, size_run
-from mednext_edge.training.start import start_name, start_network
+from mednext_edge.training.start import check_channels, check_labels, start_name, start_network
 from mednext_edge.training.state import RunFolder, saved_plan
 from mednext_edge.training.task import make_task, plan_photographs, plan_preprocessing
 from mednext_edge.training.team import Team
@@ -94,6 +96,8 @@ class TrainingRequest:
             raise UsageError("a run starts from --init, from --upkern-from or from --qat; give one of them")
         if self.fold is not None and self.cross_validate:
             raise UsageError("found both --fold and --cross-validate; give one of them")
+        if self.splits is not None and not (self.cross_validate or isinstance(self.fold, int)):
+            raise UsageError("found --splits without --fold NUMBER or --cross-validate, which take the folds of it")
         if self.qat is not None and (self.cross_validate or self.fused):
             raise UsageError(
                 "--qat trains one checkpoint on, by PyTorch's own operators; leave out --cross-validate, --fused"
@@ -169,7 +173,7 @@ class TrainingJob:
             on_note=hooks.note,
         )
         if self.teacher is None:
-            model = go(net=start_network(self.task, plan.seed, init=self.init, upkern=self.upkern))
+            model = go(net=self._start(plan.seed))
         else:
             folder = RunFolder(where, plan, resume=request.resume)
             made = student(
@@ -188,6 +192,12 @@ class TrainingJob:
         record = _record(command, request.data, plan, history, SCORES[self.task.model.kind][0])
         save(where, model, provenance=record)
         return record
+
+    def _start(self, seed: int) -> nn.Module:
+        try:
+            return start_network(self.task, seed, init=self.init, upkern=self.upkern)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.request.init or self.request.upkern_from}: {error}") from error
 
 
 def prepare_training(
@@ -210,7 +220,12 @@ def prepare_training(
     for note in dataset.notes:
         on_note(note)
     init, upkern, teacher = (load(name) if name else None for name in (request.init, request.upkern_from, request.qat))
+    for name, source in zip((request.init, request.upkern_from, request.qat), (init, upkern, teacher), strict=True):
+        if name is not None and source is not None:
+            check_channels(name, source, dataset)
     if teacher is not None:
+        for note in check_labels(str(request.qat), teacher, dataset):
+            on_note(note)
         request = _of_teacher(request, teacher)
     # What was planned from the memory that was free then holds for a run that goes on.
     first = request.out / "fold_0" if request.cross_validate else request.out
@@ -220,6 +235,7 @@ def prepare_training(
     # Planned from all cases, as nnU-Net does, so that the folds make one ensemble.
     folded = request.cross_validate or request.fold is not None
     everything = take_all(dataset) if folded else dataset
+    folds = _folds(request, everything)
     recipe, size = _preprocessing(request, everything, init or upkern or teacher)
     sized = size_run(
         everything,
@@ -233,8 +249,23 @@ def prepare_training(
         rounded=request.int8.layers(teacher) if teacher else (),
     )
     task = teacher.task if teacher else make_task(everything, sized.plan, recipe)
-    folds = read_folds(request.splits) if request.splits else None
     return TrainingJob(request, dataset, everything, task, sized, folds, init, upkern, teacher)
+
+
+def _folds(request: TrainingRequest, everything: Dataset) -> Sequence[Fold] | None:
+    """The folds of a file, or None for nnU-Net's rule; those that will be trained can be made.
+
+    Raises:
+        DataError: fewer cases than folds, no such fold, or a fold of cases that are not there.
+    """
+    folds = read_folds(request.splits) if request.splits else None
+    if request.cross_validate:
+        number = len(folds or nnunet_folds(case.name for case in everything.training))
+        for fold in range(number):
+            take_fold(everything, fold, folds)
+    elif isinstance(request.fold, int):
+        take_fold(everything, request.fold, folds)
+    return folds
 
 
 def _of_teacher(request: TrainingRequest, teacher: LoadedModel) -> TrainingRequest:
@@ -302,6 +333,6 @@ def _record(command: str, data: str, plan: TrainingPlan, history: list[dict[str,
         "command": command,
         "data": data,
         "plan": plan.to_dict(),
-        "last": history[-1],
+        "last": history[-1] if history else None,
         "best": max(validated, key=lambda epoch: float(epoch[score]), default=None),
     }

@@ -138,7 +138,14 @@ def train(
             epoch = counters.step // plan.steps
             if dataset.validation and (epoch % plan.validate_every == 0 or counters.step == plan.total_steps):
                 validate = validate_dice if dense else validate_sensitivity
-                validation = validate(stepper.judged, task, dataset.validation, device, team)
+                try:
+                    validation = validate(stepper.judged, task, dataset.validation, device, team)
+                except DataError as error:
+                    kept = f"the first {epoch - 1} epochs are saved" if epoch > 1 else "no epoch is saved yet"
+                    raise DataError(
+                        f"{error}; this was met when epoch {epoch} was validated, {kept}: repair the file and go on "
+                        "with --resume"
+                    ) from error
             counters.seconds = time.monotonic() - clock
             if team.leads:
                 entry = {"step": counters.step, "epoch": epoch, "loss": float(np.mean(losses)), "rate": rate}
@@ -222,15 +229,16 @@ def _prepare(case: Case, task: Task, use: str = "training") -> Prepared:
     if task.model.kind == "classification":
         if case.category is None:
             raise DataError(f"{use} case {case.name} has no class")
-        image = prepare(case.image(), task.preprocessing)
+        with case.named(use):
+            image = prepare(case.image(), task.preprocessing)
         return replace(image, labels=np.full(image.image.shape[1:], case.category, np.uint16))
     if case.labels is None:
         raise DataError(f"{use} case {case.name} has no labels")
-    try:
+    with case.named(use):
         prepared = prepare(case.image(), task.preprocessing, case.labels())
-    except DataError as error:
-        raise error if case.name in str(error) else DataError(f"{use} case {case.name}: {error}") from error
     assert prepared.labels is not None
     if int(prepared.labels.max(initial=0)) >= task.model.labels:
-        raise DataError(f"{case.name} holds the label {int(prepared.labels.max())}; the dataset names {task.labels}")
+        raise DataError(
+            f"{use} case {case.name} holds the label {int(prepared.labels.max())}; the network knows {task.labels}"
+        )
     return prepared

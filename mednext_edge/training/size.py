@@ -88,4 +88,8 @@ def size_run(
 
 def _shapes(dataset: Dataset, recipe: Preprocessing) -> list[tuple[int, ...]]:
     some = dataset.training[:: max(1, len(dataset.training) // LOOKED_AT)][:LOOKED_AT]
-    return [prepare(case.image(), recipe).image.shape[1:] for case in some]
+    shapes = []
+    for case in some:
+        with case.named("training"):
+            shapes.append(prepare(case.image(), recipe).image.shape[1:])
+    return shapes

@@ -49,13 +49,14 @@ def plan_preprocessing(
     ct = {c: ForegroundIntensities() for c, name in enumerate(dataset.channels) if name.lower() == "ct"}
     kept, affines, shapes = [], [], []
     for case in dataset.training[:: max(1, len(dataset.training) // LOOKED_AT)][:LOOKED_AT]:
-        image = case.image()
-        affines.append(image.affine)
-        shapes.append(image.spatial)
-        kept.append(math.prod(prepare(image, plain).image.shape[1:]) / math.prod(image.spatial))
-        for channel, intensities in ct.items():
-            if case.labels is not None and (labels := case.labels().array).shape == image.spatial:
-                intensities.add(image.array[channel], labels)
+        with case.named("training"):
+            image = case.image()
+            affines.append(image.affine)
+            shapes.append(image.spatial)
+            kept.append(math.prod(prepare(image, plain).image.shape[1:]) / math.prod(image.spatial))
+            for channel, intensities in ct.items():
+                if case.labels is not None and (labels := case.labels().array).shape == image.spatial:
+                    intensities.add(image.array[channel], labels)
     if masked is None:
         masked = bool(kept) and sorted(kept)[len(kept) // 2] < MASKED_BELOW
     codes = Counter("".join(nib.aff2axcodes(affine)) for affine in affines)

@@ -48,7 +48,7 @@ def validate_sensitivity(
     was_training = net.training
     net.eval()
     predictor = Predictor(TorchSession(net, task, device))
-    mine = {case.name: int(predictor.classify(case.image()).argmax()) for case in team.share(cases)}
+    mine = {case.name: _class_of(case, predictor) for case in team.share(cases)}
     net.train(was_training)
     found = {name: value for part in team.gather(mine) for name, value in part.items()}
     shares: dict[str, float] = {}
@@ -58,11 +58,20 @@ def validate_sensitivity(
     return shares
 
 
+def _class_of(case: Case, predictor: Predictor) -> int:
+    with case.named("validation"):
+        return int(predictor.classify(case.image()).argmax())
+
+
 def _dice_of(case: Case, predictor: Predictor, task: Task) -> dict[str, float]:
     """Dice of the foreground classes that the case or its prediction has."""
     if case.labels is None:
         raise DataError(f"validation case {case.name} has no labels")
-    predicted, reference = predictor.predict(case.image()), case.labels().array
+    with case.named("validation"):
+        image, reference = case.image(), case.labels().array
+        if reference.shape != image.spatial:
+            raise DataError(f"found labels of shape {reference.shape} for an image of shape {image.spatial}")
+        predicted = predictor.predict(image)
     scores: dict[str, float] = {}
     for name, value in task.labels.items():
         a, b = predicted == value, reference == value
