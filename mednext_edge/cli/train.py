@@ -162,7 +162,10 @@ def train(
     compile_net: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; 0 for a thread.")] = 0,
     fused: Annotated[
-        bool, typer.Option("--fused", help="Compute the blocks with our CUDA kernels. Not yet run on hardware.")
+        bool,
+        typer.Option(
+            "--fused", help="Compute blocks and depthwise convolutions with our CUDA kernels. Not yet run on hardware."
+        ),
     ] = False,
     fold: Annotated[
         str | None,

@@ -10,6 +10,7 @@ from torch import nn
 
 from mednext_edge.fusion.cpu_training import use_cpu_training
 from mednext_edge.fusion.cuda_block import use_cuda_block
+from mednext_edge.fusion.depthwise import use_depthwise
 from mednext_edge.training.plan import TrainingPlan
 
 
@@ -20,7 +21,8 @@ def training_form(
 
     On a CPU, depthwise convolutions and norms in 3-D are ours (`fusion.cpu_training`), and a CMUNeXt is channels-last,
     in which a step took 2.6 s in place of 3.6 (S, 8 x 256 x 256, two loaded AVX2 cores). With `plan.fused`, whole
-    blocks are ours (`fusion.cuda_block`).
+    blocks are ours (`fusion.cuda_block`), and the depthwise convolutions of other blocks and of 2-D networks, which are
+    channels-last then, as our CUDA kernels take images.
 
     Args:
         net: in training form, maybe with quantisers.
@@ -32,8 +34,10 @@ def training_form(
     if hasattr(net, "checkpoint_gradients"):
         net.checkpoint_gradients = plan.checkpoint_gradients  # type: ignore[assignment]
     if plan.fused:
-        if not use_cuda_block(net):
-            on_note("no block of this network fits our operator; it computes with PyTorch's")
+        if use_cuda_block(net) + use_depthwise(net) == 0:
+            on_note("no layer of this network fits our operators; it computes with PyTorch's")
+        if torch.device(device).type != "cpu" and _is_flat(net):
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     elif torch.device(device).type == "cpu":
         use_cpu_training(net)
         if _may_be_channels_last(net):
@@ -48,8 +52,12 @@ def _may_be_channels_last(net: nn.Module) -> bool:
     that of GroupNorm is imprecise. In bfloat16 the weight gradients of depthwise convolutions with a stride, and of
     transposed ones, are at times garbage there, on images one pixel wide.
     """
-    return all(parameter.dim() < 5 for parameter in net.parameters()) and not any(
+    return _is_flat(net) and not any(
         isinstance(part, (nn.GroupNorm, nn.ConvTranspose2d))
         or (isinstance(part, nn.Conv2d) and part.stride != (1, 1) and (part.kernel_size == (1, 1) or part.groups > 1))
         for part in net.modules()
     )
+
+
+def _is_flat(net: nn.Module) -> bool:
+    return all(parameter.dim() < 5 for parameter in net.parameters())

@@ -41,7 +41,7 @@ class TrainingPlan:
         accumulate: parts into which each batch is cut to save memory; their gradients are added up.
         checkpoint_gradients: compute activations again in the backward pass instead of keeping them.
         compile: the network through torch.compile.
-        fused: the blocks through our own operators, which on CUDA run our kernels (`fusion.cuda_block`).
+        fused: blocks and depthwise convolutions through our own operators, which on CUDA run our kernels.
         workers: processes that prepare batches; 0 for a thread of this one.
 
     The last five change how fast and in how much memory a run computes, not what (up to rounding), so that a run may

@@ -16,6 +16,7 @@ from mednext_edge.data.dataset import Dataset, open_dataset
 from mednext_edge.data.recipe import prepare
 from mednext_edge.export.export import export
 from mednext_edge.fusion import fuse
+from mednext_edge.fusion.depthwise import DepthwiseConv
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.quantize.flavour import CPU
 from mednext_edge.runtime import engines
@@ -188,3 +189,26 @@ def test_only_networks_that_pytorch_trains_as_well_are_channels_last() -> None:
         wide = [p for p in net.parameters() if p.dim() == 4 and min(p.shape) > 1]
         chosen[family] = any(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
     assert chosen == {"cmunext": True, "mednext2d": False, "mednext": False}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_our_operators_are_asked_for(device: str) -> None:
+    """Then images are channels-last, as our CUDA kernels take them, except on CPUs, where they are PyTorch's."""
+    notes: list[str] = []
+    channels_last = set()
+    for family, config, places in (
+        ("cmunext", CMUNEXT["tiny"], 8),
+        ("mednext2d", SMALL_2D, 13),
+        ("mednext", MEDNEXT["2-D, kernel 3"], 9),
+    ):
+        net = FAMILIES[family].build(config.to_dict())
+        form = training_form(net, replace(PLAN, fused=True), device, notes.append)
+        assert form.training and list(form.state_dict()) == list(net.state_dict())
+        assert sum(isinstance(part, DepthwiseConv) for part in form.modules()) == places
+        wide = [p for p in form.parameters() if p.dim() == 4 and min(p.shape[:2]) > 1 and min(p.shape[2:]) > 1]
+        channels_last |= {p.is_contiguous(memory_format=torch.channels_last) for p in wide}
+        assert {p.device.type for p in form.parameters()} == {device}
+    assert channels_last == {device == "meta"}
+    assert not notes
+    training_form(torch.nn.Conv2d(2, 2, 1), replace(PLAN, fused=True), device, notes.append)
+    assert len(notes) == 1 and "no layer" in notes[0]
