@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpu import timing
-from gpu.depthwise import DTYPES, LAST, LAYOUTS, LEVELS
+from gpu.depthwise import DTYPES, LAYOUTS, LEVELS
 from mednext_edge.ops.block3d import block3d
 
 
@@ -71,7 +71,8 @@ class Case:
             *[y] * self.gradients,
         ]
 
-    def draw(self, device: torch.device, layout: torch.memory_format = LAST) -> tuple[Tensor, ...]:
+    def draw(self, device: torch.device, last: bool = True) -> tuple[Tensor, ...]:
+        layout = torch.channels_last_3d if last else torch.contiguous_format
         drawn = []
         for shape in self.shapes():
             tensor = torch.randn(shape, device=device, dtype=self.dtype)
@@ -174,7 +175,7 @@ def measure(case: Case, device: torch.device, cache: int, bandwidth: float) -> d
     """One row of the result: forward."""
     moved = case.elements * case.dtype.itemsize
     copies = timing.copies_beyond(cache, moved)
-    inputs = {name: [case.draw(device, layout) for _ in range(copies)] for name, layout in LAYOUTS.items()}
+    inputs = {name: [case.draw(device, last) for _ in range(copies)] for name, last in LAYOUTS.items()}
     last, contiguous, faster = inputs["channels-last"], inputs["contiguous"], compiled(case)
     calls: dict[str, Callable[[int], object]] = {
         "ours": lambda i: case.our_forward(*last[i % copies]),

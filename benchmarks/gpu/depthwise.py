@@ -17,21 +17,27 @@ from mednext_edge.ops import depthwise3d as ops
 from mednext_edge.ops import depthwise3d_cuda
 from mednext_edge.ops.cuda_library import ComputePath
 
-LAST = torch.channels_last_3d
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": LAST}
+LAYOUTS = {"contiguous": False, "channels-last": True}
+"""Name -> whether the channels lie side by side."""
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 ForcedCall = Callable[[Tensor, Tensor, Tensor, ComputePath], tuple[Tensor, ...]]
 
 
 def torch_forward(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    return F.conv3d(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1])
+    convolve = F.conv2d if x.dim() == 4 else F.conv3d
+    return convolve(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def torch_transposed(x: Tensor, weight: Tensor) -> Tensor:
+    convolve = F.conv_transpose2d if x.dim() == 4 else F.conv_transpose3d
+    return convolve(x, weight, None, 2, weight.shape[-1] // 2, groups=x.shape[1])
 
 
 def torch_gradients(x: Tensor, weight: Tensor, y: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor, ...]:
-    """What autograd calls for F.conv3d."""
-    pad = [weight.shape[-1] // 2] * 3
-    sizes = [1] * 3, pad, [1] * 3, False, [0] * 3
+    """What autograd calls for a convolution."""
+    dims = x.dim() - 2
+    sizes = [1] * dims, [weight.shape[-1] // 2] * dims, [1] * dims, False, [0] * dims
     grads = torch.ops.aten.convolution_backward(y, x, weight, None, *sizes, x.shape[1], [*wanted, False])
     return tuple(g for g, want in zip(grads, wanted, strict=False) if want)
 
@@ -79,7 +85,7 @@ OPERATIONS = {
     ),
     "transposed": Operation(
         lambda x, w, y: (ops.adjoint(x, w, None, y.shape[2:], 2),),
-        lambda x, w, y: (F.conv_transpose3d(x, w, None, 2, w.shape[-1] // 2, groups=x.shape[1]),),
+        lambda x, w, y: (torch_transposed(x, w),),
         stride=2,
         transposed=True,
     ),
@@ -97,18 +103,20 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A layer: name of its operation, the size of its input, and on which path ours computes it."""
+    """A layer: name of its operation, the size of its input, in 2-D or 3-D, and on which path ours computes it."""
 
     operation: str
     batch: int
     channels: int
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     kernel: int
     dtype: torch.dtype
     path: ComputePath = ComputePath.AUTO
 
-    def draw(self, device: torch.device, layout: torch.memory_format = LAST) -> tuple[Tensor, ...]:
-        """Fresh random input, weight, and output gradient."""
+    def draw(self, device: torch.device, last: bool = True) -> tuple[Tensor, ...]:
+        """Fresh random input, weight, and output gradient, channels-last or contiguous."""
+        dims = len(self.size)
+        layout = depthwise3d_cuda.CHANNELS_LAST[dims + 2] if last else torch.contiguous_format
         out = [OPERATIONS[self.operation].output(n) for n in self.size]
         x, y = (
             torch.randn((self.batch, self.channels, *size), device=device, dtype=self.dtype).contiguous(
@@ -116,8 +124,8 @@ class Case:
             )
             for size in (self.size, out)
         )
-        weight = torch.randn((self.channels, 1, *(self.kernel,) * 3), device=device, dtype=self.dtype)
-        return x, weight / self.kernel**1.5, y
+        weight = torch.randn((self.channels, 1, *(self.kernel,) * dims), device=device, dtype=self.dtype)
+        return x, weight / self.kernel ** (dims / 2), y
 
     def ours(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         operation = OPERATIONS[self.operation]
@@ -144,9 +152,10 @@ class Case:
         return f"{self.operation} k{self.kernel} {str(self.dtype)[6:]} ({self.batch}, {self.channels}, {size}){path}"
 
 
-def paths(operation: str, kernel: int, dtype: torch.dtype) -> tuple[ComputePath, ...]:
+def paths(operation: str, kernel: int, dtype: torch.dtype, dims: int = 3) -> tuple[ComputePath, ...]:
     """Both where there are two, else the one that there is."""
-    both = OPERATIONS[operation].forced is not None and kernel in (3, 5, 7) and dtype.itemsize == 2
+    tensor = (5, 7) if dims == 2 else (3, 5, 7)
+    both = OPERATIONS[operation].forced is not None and kernel in tensor and dtype.itemsize == 2
     return (ComputePath.FMA, ComputePath.TENSOR) if both else (ComputePath.AUTO,)
 
 
@@ -160,11 +169,18 @@ CHECKED = [
         (1, 32, (16, 17, 18)),
         (2, 72, (33, 9, 8)),
         (1, 20, (2, 70, 35)),
+        (2, 3, (7, 9)),
+        (1, 8, (1, 1)),
+        (1, 32, (33, 34)),
+        (5, 72, (9, 8)),
+        (300, 20, (17, 35)),
     )
-    for path in paths(name, kernel, dtype)
+    for path in paths(name, kernel, dtype, len(size))
 ]
 LEVELS = ((32, 128), (64, 64), (128, 32), (256, 16), (512, 8))
 """(channels, side) of a 128^3 patch in MedNeXt."""
+IMAGES = ((1, 16, 256, 3), (1, 128, 64, 7), (1, 128, 16, 9), (16, 32, 256, 3), (16, 128, 64, 7), (16, 128, 16, 9))
+"""(images, channels, side, kernel) in CMUNeXt at 256 x 256; one image alone leaves little to do on deep levels."""
 TIMED = [
     Case(name, 1, channels, (side,) * 3, kernel, dtype, path)
     for (channels, side), dtype, kernel, name in itertools.product(
@@ -173,6 +189,13 @@ TIMED = [
     for path in paths(name, kernel, dtype)
     if (kernel < 7 or OPERATIONS[name].forced is not None)
     if not (OPERATIONS[name].transposed and side == LEVELS[0][1])  # no layer doubles the full resolution
+] + [
+    Case(name, batch, channels, (side,) * 2, kernel, dtype, path)
+    for (batch, channels, side, kernel), dtype, name in itertools.product(
+        (*IMAGES, (16, 64, 128, 5)), (torch.float16, torch.float32), OPERATIONS
+    )
+    for path in paths(name, kernel, dtype, 2)
+    if OPERATIONS[name].stride == 1 or kernel == 5  # CMUNeXt has none; one size for the others
 ]
 
 
@@ -180,7 +203,7 @@ def measure(case: Case, device: torch.device, cache: int, bandwidth: float) -> d
     """One row of the result."""
     moved = case.elements * case.dtype.itemsize
     copies = timing.copies_beyond(cache, moved)
-    inputs = {name: [case.draw(device, layout) for _ in range(copies)] for name, layout in LAYOUTS.items()}
+    inputs = {name: [case.draw(device, last) for _ in range(copies)] for name, last in LAYOUTS.items()}
     calls: dict[str, Callable[[int], object]] = {
         "ours": lambda i: case.ours(*inputs["channels-last"][i % copies]),
         **{

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from gpu import timing
-from gpu.depthwise import LAST
 from mednext_edge.fusion.cuda_block import use_cuda_block
 from mednext_edge.fusion.depthwise import use_depthwise
+from mednext_edge.models.cmunext import CMUNeXt, cmunext_config
 from mednext_edge.models.config import mednext_config
 from mednext_edge.models.mednext import MedNeXt
+from mednext_edge.ops.depthwise3d_cuda import CHANNELS_LAST
 from mednext_edge.runtime.cuda_graph import capture
 
 
@@ -23,21 +24,21 @@ class Contender:
     """One way to run a network in float16.
 
     Attributes:
-        layout: of its images and weights.
-        ours: our operators in place of its blocks.
+        last: its images and weights are channels-last; else contiguous.
+        ours: our operators in place of its blocks and depthwise convolutions.
         autocast: parameters stay float32, and autocast chooses the type of every operator; else everything is float16.
         captured: as one CUDA graph.
         compiled: through torch.compile in its mode max-autotune, which captures too.
     """
 
-    layout: torch.memory_format = LAST
+    last: bool = True
     ours: bool = False
     autocast: bool = True
     captured: bool = False
     compiled: bool = False
 
 
-EAGER = {"torch contiguous": Contender(torch.contiguous_format), "torch channels-last": Contender()}
+EAGER = {"torch contiguous": Contender(last=False), "torch channels-last": Contender()}
 INFERENCE = {
     "ours": Contender(ours=True, autocast=False, captured=True),
     **EAGER,
@@ -48,33 +49,55 @@ TRAINING = {"ours": Contender(ours=True), **EAGER}
 
 @dataclass(frozen=True)
 class Network:
-    """A published variant at a patch, for inference or one step of training (forward and backward)."""
+    """A published variant at a patch, for inference or one step of training (forward and backward).
+
+    Attributes:
+        kernel: of a MedNeXt; None for a CMUNeXt, in 2-D, whose variants have kernels of their own.
+    """
 
     variant: str
-    kernel: int
+    kernel: int | None
     batch: int
     training: bool = False
     patch: int = 128
 
+    @property
+    def dims(self) -> int:
+        return 2 if self.kernel is None else 3
+
+    def build(self) -> nn.Module:
+        if self.kernel is None:
+            return CMUNeXt(cmunext_config(self.variant, in_channels=1))
+        return MedNeXt(mednext_config(self.variant, kernel=self.kernel))
+
     def __str__(self) -> str:
         what = "training step" if self.training else "inference"
-        return f"MedNeXt-{self.variant} k{self.kernel}, {self.batch} x {self.patch}^3, {what}"
+        name = f"CMUNeXt-{self.variant}" if self.kernel is None else f"MedNeXt-{self.variant} k{self.kernel}"
+        return f"{name}, {self.batch} x {self.patch}^{self.dims}, {what}"
 
 
-TIMED = [Network("S", 3, 1), Network("B", 5, 1), Network("B", 5, 2, training=True)]
+TIMED = [
+    Network("S", 3, 1),
+    Network("B", 5, 1),
+    Network("B", 5, 2, training=True),
+    Network("L", None, 1, patch=256),
+    Network("L", None, 16, patch=256),
+    Network("L", None, 16, training=True, patch=256),
+]
 
 
 def prepared(network: Network, how: Contender, device: torch.device) -> Callable[[], None]:
     """A network and its input on the device; each call is one inference, or one forward and backward pass."""
     torch.manual_seed(0)
-    net = MedNeXt(mednext_config(network.variant, kernel=network.kernel)).train(network.training)
+    net = network.build().train(network.training)
     dtype = torch.float32 if how.autocast else torch.float16
-    net.to(device, dtype, memory_format=how.layout)  # type: ignore[call-overload]
+    layout = CHANNELS_LAST[network.dims + 2] if how.last else torch.contiguous_format
+    net.to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
     if how.ours:
         use_depthwise(net)
         use_cuda_block(net)
-    shape = (network.batch, 1, *(network.patch,) * 3)
-    x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=how.layout)
+    shape = (network.batch, 1, *(network.patch,) * network.dims)
+    x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
     run: nn.Module | Callable[..., torch.Tensor] = torch.compile(net, mode="max-autotune") if how.compiled else net
 
     def step() -> None:

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 
 from mednext_edge.errors import MednextEdgeError
 from mednext_edge.fusion.cuda_block import FusedBlock
+from mednext_edge.fusion.depthwise import DepthwiseConv
+from mednext_edge.models.cmunext import CMUNeXtConfig
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.ops import block3d_cuda, cuda_library
 from mednext_edge.ops.cuda_library import ComputePath, CudaLibrary
@@ -68,8 +70,14 @@ def block(kind: str, dtype: torch.dtype = torch.float16, *, gradients: bool = Fa
 @pytest.mark.parametrize("dtype", depthwise.DTYPES, ids=str)
 def test_our_depthwise_kernels_are_right(kernels: CudaLibrary, operation: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    for kernel, channels, size in ((3, 8, (3, 5, 4)), (5, 3, (1, 6, 2))):
-        for path in depthwise.paths(operation, kernel, dtype):
+    for kernel, channels, size in (
+        (3, 8, (3, 5, 4)),
+        (5, 3, (1, 6, 2)),
+        (7, 8, (5, 4)),
+        (9, 3, (6, 2)),
+        (3, 3, (3, 9)),
+    ):
+        for path in depthwise.paths(operation, kernel, dtype, len(size)):
             assert 0 <= checking.check(depthwise.Case(operation, 2, channels, size, kernel, dtype, path), CPU) <= 1
 
 
@@ -120,18 +128,20 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cases_cover_every_kernel_type_and_alignment() -> None:
-    cases = depthwise.CHECKED
-    assert {(c.operation, c.kernel, c.dtype) for c in cases} == set(
-        itertools.product(depthwise.OPERATIONS, (3, 5, 7, 9), depthwise.DTYPES)
-    )
-    assert {c.channels % 8 == 0 for c in cases} == {True, False}
-    both = {ComputePath.FMA, ComputePath.TENSOR}
-    chosen = ("forward", "forward with statistics", "input gradient")
-    for name, kernel, dtype in itertools.product(chosen, (3, 5, 7), (torch.float16, torch.bfloat16)):
-        assert {c.path for c in cases if (c.operation, c.kernel, c.dtype) == (name, kernel, dtype)} == both
-    timed = {(c.operation, c.kernel) for c in depthwise.TIMED if c.path == ComputePath.TENSOR}
-    assert timed == set(itertools.product(chosen, (3, 5, 7)))
-    assert {c.operation for c in depthwise.TIMED} == set(depthwise.OPERATIONS)
+    for dims, tensor in ((3, (3, 5, 7)), (2, (5, 7))):
+        cases = [c for c in depthwise.CHECKED if len(c.size) == dims]
+        assert {(c.operation, c.kernel, c.dtype) for c in cases} == set(
+            itertools.product(depthwise.OPERATIONS, (3, 5, 7, 9), depthwise.DTYPES)
+        )
+        assert {c.channels % 8 == 0 for c in cases} == {True, False}
+        both = {ComputePath.FMA, ComputePath.TENSOR}
+        chosen = ("forward", "forward with statistics", "input gradient")
+        for name, kernel, dtype in itertools.product(chosen, tensor, (torch.float16, torch.bfloat16)):
+            assert {c.path for c in cases if (c.operation, c.kernel, c.dtype) == (name, kernel, dtype)} == both
+        rows = [c for c in depthwise.TIMED if len(c.size) == dims]
+        timed = {(c.operation, c.kernel) for c in rows if c.path == ComputePath.TENSOR}
+        assert timed == set(itertools.product(chosen, tensor))
+        assert {c.operation for c in rows} == set(depthwise.OPERATIONS)
 
 
 def test_cases_cover_every_width_of_the_second_kernel() -> None:
@@ -168,8 +178,9 @@ def test_bytes_that_two_kernels_move() -> None:
 
 
 @every_operation
-def test_a_row_of_a_convolution(kernels: CudaLibrary, clock: None, operation: str) -> None:
-    case = depthwise.Case(operation, 1, 8, (4, 4, 4), 3, torch.float16)
+@pytest.mark.parametrize("size", [(4, 4, 4), (4, 4)])
+def test_a_row_of_a_convolution(kernels: CudaLibrary, clock: None, size: tuple[int, ...], operation: str) -> None:
+    case = depthwise.Case(operation, 1, 8, size, 3, torch.float16)
     row = json.loads(json.dumps(depthwise.measure(case, CPU, cache=10**6, bandwidth=1e-3)))
     assert row["microseconds"] == dict.fromkeys(("ours", "torch contiguous", "torch channels-last"), 2000)
     assert row["times_faster_than_best_torch"] == 1
@@ -201,6 +212,10 @@ def tiny(variant: str, kernel: int) -> MedNeXtConfig:
     )
 
 
+def tiny_2d(variant: str, *, in_channels: int) -> CMUNeXtConfig:
+    return CMUNeXtConfig(in_channels, 1, (4,) * 5, (1,) * 5, (3, 3, 5, 7, 9))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_row_of_a_network(kernels: CudaLibrary, clock: None, monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
     monkeypatch.setattr(networks, "mednext_config", tiny)
@@ -212,6 +227,23 @@ def test_a_row_of_a_network(kernels: CudaLibrary, clock: None, monkeypatch: pyte
     assert row["peak_gb_above_weights"] == dict.fromkeys(("ours", *eager), 0.0)
     assert row["network"].endswith("training step" if training else "inference")
     assert row["left_out"] == {}
+
+
+def test_a_row_of_a_network_in_2d(kernels: CudaLibrary, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "cmunext_config", tiny_2d)
+    network = networks.Network("L", None, 2, patch=32)
+    row = json.loads(json.dumps(networks.measure(network, CPU)))
+    assert row["network"] == "CMUNeXt-L, 2 x 32^2, inference"
+    assert set(row["times_faster"]) == {"torch contiguous", "torch channels-last", "torch compiled"}
+    assert sum(map(len, row["left_out"])) == 0
+    seen: list[Any] = []
+    monkeypatch.setattr(networks, "CMUNeXt", lambda config: seen.append(made := original(config)) or made)
+    original = importlib.import_module("mednext_edge.models.cmunext").CMUNeXt
+    for name, how in networks.TRAINING.items():
+        networks.prepared(replace(network, training=True), how, CPU)()
+        ours = [module for module in seen[-1].modules() if isinstance(module, DepthwiseConv)]
+        assert len(ours) == (5 if name == "ours" else 0)
+        assert any(p.grad is not None for p in seen[-1].parameters())
 
 
 @pytest.mark.parametrize("training", [False, True])
