@@ -94,6 +94,28 @@ def test_upkern(edge: Cli, dataset: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+def test_trained_weights_leave_for_other_programs(edge: Cli, dataset: Path, tmp_path: Path) -> None:
+    """MONAI's stock S takes them under its own keys; nnU-Net v2's folder is read back."""
+    from monai.networks.nets.mednext import create_mednext
+
+    run, monai, nnunet = tmp_path / "run", tmp_path / "monai", tmp_path / "nnunet"
+    assert edge("train", dataset, *SHORT, "-o", run).code == 0
+    for name, out in (("monai", monai), ("nnunet-v2", nnunet)):
+        done = edge("convert", run, "--to", name, "-o", out)
+        assert done.code == 0, done.err
+    ours, again = load(run), load(nnunet)
+    theirs = create_mednext("S", 3, in_channels=1, out_channels=3, kernel_size=3, deep_supervision=True).eval()
+    (weights,) = [path for path in monai.rglob("*") if path.suffix in (".pt", ".pth")]
+    theirs.load_state_dict(torch.load(weights, weights_only=True))
+    x = torch.randn(1, 1, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), ours.net(x), rtol=1e-4, atol=1e-4)
+    assert again.task.labels == ours.task.labels
+    assert again.task.preprocessing.normalization == ours.task.preprocessing.normalization
+    for name, tensor in ours.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], tensor)
+
+
 def test_plan_only_shows_the_plan_and_writes_nothing(edge: Cli, dataset: Path, tmp_path: Path) -> None:
     done = edge("train", dataset, "-o", tmp_path / "run", "--plan-only", "--json", "--spacing", 1.5, 1, 1)
     assert done.code == 0, done.err

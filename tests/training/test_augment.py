@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from mednext_edge.data.resample import resample
 from mednext_edge.training import augment
 from mednext_edge.training.augment import Step, change_intensities, draw_flips, draw_matrix, intensity_steps
 
@@ -60,6 +61,22 @@ def test_noise() -> None:
     assert added.std() == pytest.approx(0.1, rel=0.03)
 
 
+def test_the_noise_of_a_patch_has_a_deviation_of_up_to_a_tenth() -> None:
+    rng, flat = np.random.default_rng(0), np.zeros((32, 32, 32), np.float32)
+    found = [float(intensity_steps(PATCH)[0].make(rng)(flat, rng).std()) for _ in range(200)]
+    assert 0 <= min(found) < 0.005 and 0.095 < max(found) < 0.1005
+    assert np.mean(found) == pytest.approx(0.05, abs=0.005)
+
+
+def test_blur_has_a_sigma_of_half_a_voxel_to_one() -> None:
+    """The variance of what a point becomes; at half a voxel it is below sigma's square, as the filter is sampled."""
+    point, rng = np.zeros((25, 1, 1), np.float32), np.random.default_rng(0)
+    point[12] = 1
+    far = (np.arange(25, dtype=np.float64) - 12) ** 2
+    found = [float(augment.blur(point, rng)[:, 0, 0] @ far) for _ in range(200)]
+    assert 0.2 < min(found) < 0.25 and 0.97 < max(found) <= 1.0
+
+
 def test_blur_smooths_and_keeps_the_mean() -> None:
     for blurred in draws(augment.blur, 10):
         assert blurred.std() < image().std() * 0.8
@@ -86,6 +103,38 @@ def test_low_resolution() -> None:
     # Slices that differ from one another alone are left as they are.
     found = augment.low_resolution(lines, np.random.default_rng(3), keep_first=True)
     np.testing.assert_allclose(found, lines, atol=1e-5)
+
+
+def test_low_resolution_halves_at_most_by_nearest_neighbours_and_comes_back_by_splines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[tuple[int, ...], int]] = []
+
+    def watched(array: Image, shape: tuple[int, ...], order: int) -> Image:
+        asked.append((shape, order))
+        return resample(array, shape, order)
+
+    monkeypatch.setattr(augment, "resample", watched)
+    draws(partial(augment.low_resolution, keep_first=False))
+    down, up = asked[::2], asked[1::2]
+    zooms = np.array([shape for shape, _ in down]) / PATCH
+    assert {order for _, order in down} == {0}
+    assert {*up} == {(PATCH, 3)}
+    assert 0.5 <= zooms[:, 0].min() < 0.55 and 0.95 < zooms[:, 0].max() <= 1
+    assert np.ptp(zooms, axis=1).max() < 1 / 16  # one zoom for all axes, up to a voxel
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_gamma_is_a_power_of_seven_tenths_to_one_and_a_half(inverted: bool) -> None:
+    ramp = np.array([0, 0.5, 1], np.float32).reshape(3, 1, 1)
+    rng, powers = np.random.default_rng(0), []
+    for _ in range(400):
+        low, middle, high = augment.gamma(ramp, rng, inverted=inverted).ravel()
+        share = (high - middle if inverted else middle - low) / (high - low)
+        powers.append(math.log(share) / math.log(0.5))
+    assert 0.7 - 1e-4 <= min(powers) < 0.71
+    assert 1.48 < max(powers) < 1.5001
+    assert np.mean(np.array(powers) < 1) == pytest.approx(0.5, abs=0.08)
 
 
 @pytest.mark.parametrize("inverted", [True, False])

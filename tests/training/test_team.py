@@ -122,6 +122,23 @@ def test_alone() -> None:
     assert list(Team(1, 3).share("abcdefg")) == ["b", "e"]
 
 
+@pytest.mark.parametrize(("device", "backend", "gpus"), [("cuda", "nccl", [1]), ("cpu", "gloo", [])])
+def test_processes_talk_by_what_suits_their_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, gpus: list[int]
+) -> None:
+    """Each takes its GPU before it joins, and leaves the group whatever happens; no GPU is needed to see that."""
+    done: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: done.append(("gpu", index)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name: done.append(("join", name)))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("leave"))
+    world = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    with pytest.raises(KeyboardInterrupt), join(device, world) as team:
+        assert team == Team(rank=3, size=4, local=1)
+        assert team.device(device) == ("cuda:1" if device == "cuda" else "cpu")
+        raise KeyboardInterrupt
+    assert done == [*(("gpu", index) for index in gpus), ("join", backend), "leave"]
+
+
 def test_one_gpu_for_all_is_refused() -> None:
     world = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     with pytest.raises(UsageError, match="found --device cuda:0 for 2 processes; give cuda"), join("cuda:0", world):
