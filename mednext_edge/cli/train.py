@@ -258,7 +258,7 @@ def train(
     with join(device) as team:
         job = prepare_training(request, team, lambda note: say(f"note: {note}", "yellow") if team.leads else None)
         if team.leads:
-            show_plan(job.sized, job.task, job.dataset, device)
+            show_plan(job.sized, job.task, job.part(job.runs[0]), device)
         if plan_only:
             if json and team.leads:
                 emit_json({"plan": job.sized.plan, "task": job.task, "memory": job.sized.memory_json})

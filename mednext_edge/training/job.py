@@ -148,6 +148,12 @@ class TrainingJob:
             return list(range(len(self.folds or nnunet_folds(names))))
         return [None if self.request.fold == "all" else self.request.fold]
 
+    def part(self, number: int | None) -> Dataset:
+        """The cases of one of `runs`, as they are split for it."""
+        if self.request.fold == "all":
+            return self.everything
+        return self.dataset if number is None else take_fold(self.dataset, number, self.folds)
+
     def train(self, number: int | None, hooks: Hooks, team: Team, command: str) -> dict[str, Any] | None:
         """Train one of `runs`, and write its model; returns how its weights came to be, None beside the leader.
 
@@ -155,9 +161,7 @@ class TrainingJob:
         """
         request, plan = self.request, self.sized.plan
         where = request.out / f"fold_{number}" if request.cross_validate else request.out
-        part = self.dataset if number is None else take_fold(self.dataset, number, self.folds)
-        if request.fold == "all":
-            part = self.everything
+        part = self.part(number)
         go = functools.partial(
             train,
             part,

@@ -124,6 +124,18 @@ def test_plan_only_shows_the_plan_and_writes_nothing(edge: Cli, dataset: Path, t
     assert done.json["memory"]["estimated_bytes"] > 1e8
     assert "patch" in done.err and "GB" in done.err
     assert not (tmp_path / "run").exists()
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps([{"train": ["case0"], "val": ["case4", "case1", "case2"]}]))
+    for flags, cases in (
+        ([], "4 for training, 2 for validation"),
+        (["--fold", 1], "5 for training, 1 for validation"),
+        (["--fold", "all"], "6 for training, 0 for validation"),
+        (["--fold", 0, "--splits", splits], "1 for training, 3 for validation"),
+        (["--cross-validate", "--splits", splits], "1 for training, 3 for validation"),
+    ):
+        shown = edge("train", dataset, *SHORT, "-o", tmp_path / "run", "--plan-only", *flags)
+        assert (shown.code, cases in shown.err) == (0, True), shown.err
+    assert not (tmp_path / "run").exists()
     own = edge("train", dataset, "-o", tmp_path / "run", "--plan-only", "--json", "--patch", 512, 512, 512)
     assert own.json["task"]["preprocessing"]["spacing"] is None  # all images are on one grid
     assert "the memory may not do" in own.err
