@@ -323,6 +323,14 @@ def test_pointers_that_cannot_be(host: CudaLibrary, function: str) -> None:
     assert memory.isnan().all()
 
 
+@pytest.mark.parametrize("planes", (2**14, 2**20))
+def test_batches_of_very_many_planes_are_planned(host: CudaLibrary, planes: int) -> None:
+    """Fewer and more planes in all than an int counts."""
+    layer = Layer(**(GOOD | {"dims": 2, "n": 65535, "d": planes, "h": 1, "w": 1, "c": 1}))
+    assert 0 < host.workspace_bytes(layer, Pass.GRAD_WEIGHT) <= 4 * 9 * 2 * 4
+    assert host.workspace_bytes(layer, Pass.FORWARD_STATS) > 4 * 3 * 65535
+
+
 @pytest.mark.parametrize("kernel", (3, 1))
 def test_workspace_that_is_too_small(host: CudaLibrary, kernel: int) -> None:
     layer = Layer(**(GOOD | {"kernel": kernel}))

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from mednext_edge.errors import MednextEdgeError, UsageError
 from mednext_edge.fusion.depthwise import use_depthwise
+from mednext_edge.models.cmunext import CMUNeXtConfig
+from mednext_edge.models.config import MedNeXtConfig
+from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.models.mednext2d import MedNeXt2dConfig
 from mednext_edge.ops import depthwise3d as ops
 from mednext_edge.ops import depthwise3d_cuda as cuda
 from mednext_edge.ops.cuda_library import CudaLibrary
@@ -161,6 +165,51 @@ def test_a_network_computes_and_trains_as_before(tiny_model: LoadedModel) -> Non
         if b.grad is not None and b.grad.abs().max() > 1e-3:  # a bias in front of a norm has no gradient but noise
             assert a.grad is not None
             assert error(a.grad, b.grad.double()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CMUNeXtConfig(widths=(2, 4, 4, 6, 8), depths=(1,) * 5, kernels=(3, 3, 5, 7, 9)),
+        MedNeXt2dConfig(widths=(4, 6, 8, 10), depths=(1,) * 4),
+        MedNeXtConfig(
+            spatial_dims=2, channels=4, blocks=(1,) * 3, expansion=(2,) * 3, down_expansion=(2,), down_grn=(False,)
+        ),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_network_in_2d_computes_and_trains_as_before(
+    config: CMUNeXtConfig | MedNeXt2dConfig | MedNeXtConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def counted(function: str, *given: object, _call: Callable[..., None] = cuda._call, **more: object) -> None:
+        called.append(function)
+        _call(function, *given, **more)
+
+    monkeypatch.setattr(cuda, "_call", counted)
+    torch.manual_seed(0)
+    family = {CMUNeXtConfig: "cmunext", MedNeXt2dConfig: "mednext2d", MedNeXtConfig: "mednext"}[type(config)]
+    theirs = FAMILIES[family].build(config.to_dict()).train()
+    ours, exact = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
+    places = use_depthwise(ours)
+    x = torch.randn(2, config.in_channels, 32, 64, generator=torch.Generator().manual_seed(0))
+    outputs = [net(x.to(next(net.parameters()).dtype)) for net in (ours, theirs, exact)]
+    for y in outputs:
+        y.square().mean().backward()
+    assert (len(called), called.count("grad_weight")) == (3 * places, places)
+    assert error(outputs[0].detach(), outputs[2].detach()) < 1e-4
+    compared = 0
+    for (name, a), b, c in zip(ours.named_parameters(), theirs.parameters(), exact.parameters(), strict=True):
+        if a.grad is None or b.grad is None or c.grad is None:
+            assert name == "dummy_tensor"
+            continue
+        if c.grad.norm() < 1e-9:  # a bias in front of a norm
+            continue
+        off, torchs_off = ((t.grad.double() - c.grad).norm() for t in (a, b) if t.grad is not None)
+        assert off <= 4 * torchs_off + 1e-4 * c.grad.norm(), name
+        compared += 1
+    assert compared > 2 * places
 
 
 def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,10 +123,11 @@ inline ConvArgs conv_args(const Problem& p, const Plan& plan, const Tensors& t) 
 }
 
 // Cuts `depth` planes into chunks: of all counts the one that keeps `slots` resident blocks busy for the least
-// time, counted in waves of blocks times the planes a block goes through, `overhead` of which it repeats.
+// time, counted in waves of blocks times the planes a block goes through, `overhead` of which it repeats. Of thousands
+// of planes, which only batches of images have, no more than 1024 chunks are made.
 inline void choose_chunks(int depth, int overhead, int64_t tiles, int64_t slots, Plan* plan) {
   int64_t best = 0;
-  for (int count = 1; count <= depth; ++count) {
+  for (int count = 1; count <= depth && count <= 1024; ++count) {
     const int chunk = static_cast<int>(ceil_div(depth, count));
     const int64_t cost = ceil_div(tiles * ceil_div(depth, chunk), slots) * (chunk + overhead);
     if (best && cost >= best) continue;

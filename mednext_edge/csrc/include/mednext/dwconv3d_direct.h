@@ -15,8 +15,8 @@
 // Stride 2 reads eight input elements for an output and is bound by memory at every K here.
 //
 // In 2-D (KZ = 1, K x K taps) planes have nothing to do with each other, and images are planes of one volume (see
-// `flat` in runtime/cuda_api.cu): a block marches through images and keeps their weights. Counted the same way, with
-// all that is issued beside the FMA:
+// `flat` in runtime/cuda_api.cu): a block marches through images and keeps their weights. From data sheets and the
+// source alone; issued are the FMA, reads of shared memory and conversions, not the copies:
 //          memory   FMA    issued
 //   k3     fp32 1.67, fp16 0.83    0.27   fp16 0.5, memory
 //   k5     the same                0.75   fp32 1.2, memory; fp16 1.3
