@@ -108,7 +108,7 @@ def test_foreground_nowhere(edge: Cli, tmp_path: Path) -> None:
 
 def test_what_is_unusual_is_said_and_trained(edge: Cli, tmp_path: Path) -> None:
     """A class that never occurs, one case alone; whole numbers stored as floats are no mistake."""
-    absent = write(tmp_path / "absent", labels=lambda a: np.minimum(a, 1).astype(np.float64))
+    absent = write(tmp_path / "absent", layout="nnunet", labels=lambda a: np.minimum(a, 1).astype(np.float64))
     done = edge("train", absent, *SHORT, "-o", tmp_path / "a", "--json")
     assert done.code == 0, done.err
     assert "the label `two` is in no training case: the network cannot learn it" in words_of(done)
