@@ -65,6 +65,25 @@ def test_what_is_unusual_is_said(dataset: Dataset, task: Task, tmp_path: Path) -
         train(replace(dataset, training=(empty,)), task, plan(), tmp_path / "empty")
 
 
+def test_norms_over_a_batch_in_parts_are_said(dataset: Dataset, task: Task, tmp_path: Path) -> None:
+    def supervise(net: Network, batch: Batch) -> Outcome:
+        logits = net(batch.images)
+        assert isinstance(logits, torch.Tensor)
+        return Outcome(logits.square().mean(), logits)
+
+    for layer, accumulate, words in (
+        (torch.nn.BatchNorm3d(3), 2, ["this network has batch norms, which see 1 of the 2 patches"]),
+        (torch.nn.BatchNorm3d(3), 1, []),
+        (torch.nn.InstanceNorm3d(3), 2, []),
+    ):
+        notes: list[str] = []
+        net = torch.nn.Sequential(torch.nn.Conv3d(1, 3, 1), layer)
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        chosen = plan(epochs=1, accumulate=accumulate)
+        train(dataset, task, chosen, out, net=net, objective=supervise, on_note=notes.append)
+        assert [note.split(" of a batch")[0] for note in notes] == words
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, task: Task, tmp_path: Path) -> None:
     def broken(net: Network, batch: Batch) -> Outcome:
         logits = net(batch.images)[0]
