@@ -114,7 +114,7 @@ def train(
         check_tensorboard()
     draw = BatchSource if dense else CategorySource
     source = draw(_prepare_all(dataset, task, team, on_case), plan, team)
-    for note in (*source.notes(task.labels, validated=bool(dataset.validation)), *_of_parts(net, plan, team)):
+    for note in (*source.notes(task.labels, validated=bool(dataset.validation)), *_of_parts(stepper.net, plan, team)):
         on_note(note)
     team.barrier()  # every process has looked at the folder before the first one changes it
     if team.leads:
@@ -175,9 +175,9 @@ def train(
 def _of_parts(net: nn.Module, plan: TrainingPlan, team: Team) -> list[str]:
     """What a batch in parts changes: norms over the batch see one part at a time, and are not synchronised."""
     parts = plan.accumulate * team.size
-    if parts == 1 or not any(
-        isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for part in net.modules()
-    ):
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    # Those that keep their statistics while INT8 is trained are never in training mode.
+    if parts == 1 or not any(isinstance(part, norms) and part.training for part in net.modules()):
         return []
     return [
         f"this network has batch norms, which see {plan.batch // parts} of the {plan.batch} patches of a batch at a "

@@ -65,6 +65,14 @@ def test_what_is_unusual_is_said(dataset: Dataset, task: Task, tmp_path: Path) -
         train(replace(dataset, training=(empty,)), task, plan(), tmp_path / "empty")
 
 
+class Fixed(torch.nn.BatchNorm3d):
+    """Keeps its statistics in training, as the norms of a network that is trained in INT8."""
+
+    def train(self, mode: bool = True) -> Fixed:
+        super().train(False)
+        return self
+
+
 def test_norms_over_a_batch_in_parts_are_said(dataset: Dataset, task: Task, tmp_path: Path) -> None:
     def supervise(net: Network, batch: Batch) -> Outcome:
         logits = net(batch.images)
@@ -75,6 +83,7 @@ def test_norms_over_a_batch_in_parts_are_said(dataset: Dataset, task: Task, tmp_
         (torch.nn.BatchNorm3d(3), 2, ["this network has batch norms, which see 1 of the 2 patches"]),
         (torch.nn.BatchNorm3d(3), 1, []),
         (torch.nn.InstanceNorm3d(3), 2, []),
+        (Fixed(3), 2, []),
     ):
         notes: list[str] = []
         net = torch.nn.Sequential(torch.nn.Conv3d(1, 3, 1), layer)
