@@ -12,11 +12,12 @@ target_compile_options(mednext_cpu PRIVATE
 # One object for each instruction set; the best that the processor has is chosen at run time.
 set(sets plain)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$" AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-  list(APPEND sets avx2 avx512 avx512_vnni avx512_bf16)
+  list(APPEND sets avx2 avx_vnni avx512 avx512_vnni avx512_bf16)
   target_compile_definitions(mednext_cpu PRIVATE MEDNEXT_CPU_X86)
 endif()
 set(flags_plain "")
 set(flags_avx2 -mavx2 -mfma)
+set(flags_avx_vnni ${flags_avx2} -mavxvnni)
 set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma)
 set(flags_avx512_vnni ${flags_avx512} -mavx512vnni -mavx512vbmi)
 set(flags_avx512_bf16 ${flags_avx512_vnni} -mavx512bf16)

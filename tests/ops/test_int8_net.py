@@ -17,7 +17,7 @@ from mednext_edge.ops.int8_net_cpu import PackedNet8
 from mednext_edge.ops.int8_net_twin import net8_twin
 from tests.ops.int8_nets import Draw, draw_net
 
-ISA = ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISA = ("plain", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16")
 # Kernel, axes, channels, size: whole blocks of 16 channels and parts, rows longer and shorter than is taken at once.
 SIZES = (
     (3, 3, 16, (8, 8, 12)),

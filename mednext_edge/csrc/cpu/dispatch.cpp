@@ -25,6 +25,7 @@ const Set SETS[] = {
     {"avx512_bf16", VNNI | MEDNEXT_CPU_AVX512_BF16, mednext::avx512_bf16::KERNELS, mednext::avx512_bf16::INT8_KERNELS},
     {"avx512_vnni", VNNI, mednext::avx512_vnni::KERNELS, mednext::avx512_vnni::INT8_KERNELS},
     {"avx512", MEDNEXT_CPU_AVX512, mednext::avx512::KERNELS, mednext::avx512::INT8_KERNELS},
+    {"avx_vnni", MEDNEXT_CPU_AVX2 | MEDNEXT_CPU_AVX_VNNI, mednext::avx_vnni::KERNELS, mednext::avx_vnni::INT8_KERNELS},
     {"avx2", MEDNEXT_CPU_AVX2, mednext::avx2::KERNELS, mednext::avx2::INT8_KERNELS},
 #endif
     {"plain", 0, mednext::plain::KERNELS, mednext::plain::INT8_KERNELS},

@@ -45,6 +45,9 @@ extern const CpuKernels KERNELS;
 namespace avx2 {
 extern const CpuKernels KERNELS;
 }
+namespace avx_vnni {
+extern const CpuKernels KERNELS;
+}
 namespace avx512 {
 extern const CpuKernels KERNELS;
 }

@@ -13,6 +13,9 @@
 #elif defined(__AVX512F__)
 #define MEDNEXT_ISA avx512
 #define MEDNEXT_LANES 16
+#elif defined(__AVXVNNI__)
+#define MEDNEXT_ISA avx_vnni
+#define MEDNEXT_LANES 8
 #elif defined(__AVX2__)
 #define MEDNEXT_ISA avx2
 #define MEDNEXT_LANES 8

@@ -4,83 +4,15 @@
 // results is walked downwards, so that a window is made once for all the rows of the kernel that it meets.
 #pragma once
 
-#include "numbers.h"
+#include "windows.h"
 
 namespace mednext::MEDNEXT_ISA {
-
-constexpr int64_t WINDOW = 4;
-constexpr int64_t TAPS = WINDOW * BLOCK;  // weights of one window, [channel, tap]
-
-#if defined(__AVX512VNNI__)
-typedef __m512i Window;
-typedef __m512i Accumulator;
-inline Accumulator begin_sums(const int32_t* offsets) { return _mm512_loadu_si512(offsets); }
-// [tap, channel] -> [channel, tap]
-inline Window window(const uint8_t* at) {
-  alignas(64) static constexpr struct Order {
-    uint8_t byte[64];
-    constexpr Order() : byte{} {
-      for (int i = 0; i < 64; ++i) byte[i] = static_cast<uint8_t>(i % 4 * 16 + i / 4);
-    }
-  } ORDER;
-  return _mm512_permutexvar_epi8(_mm512_load_si512(ORDER.byte), _mm512_loadu_si512(at));
-}
-inline Accumulator dot(const Accumulator& sums, const Window& x, const int8_t* weights) {
-  return _mm512_dpbusd_epi32(sums, x, _mm512_loadu_si512(weights));
-}
-inline Sixteen as_floats(const Accumulator& sums) { return {_mm512_cvtepi32_ps(sums)}; }
-#else
-typedef const uint8_t* Window;
-struct Accumulator {
-  int32_t lane[BLOCK];
-};
-inline Accumulator begin_sums(const int32_t* offsets) {
-  Accumulator sums;
-  std::memcpy(sums.lane, offsets, sizeof(sums.lane));
-  return sums;
-}
-inline Window window(const uint8_t* at) { return at; }
-#if defined(__AVX2__)
-inline Accumulator dot(const Accumulator& sums, const Window& x, const int8_t* weights) {
-  __m128i tap[WINDOW], taken[WINDOW];
-  for (int t = 0; t < WINDOW; ++t) tap[t] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + t * BLOCK));
-  // 4 x 16 bytes to 16 x 4: pairs of neighbours, then pairs of pairs.
-  const __m128i low01 = _mm_unpacklo_epi8(tap[0], tap[1]), high01 = _mm_unpackhi_epi8(tap[0], tap[1]);
-  const __m128i low23 = _mm_unpacklo_epi8(tap[2], tap[3]), high23 = _mm_unpackhi_epi8(tap[2], tap[3]);
-  taken[0] = _mm_unpacklo_epi16(low01, low23);
-  taken[1] = _mm_unpackhi_epi16(low01, low23);
-  taken[2] = _mm_unpacklo_epi16(high01, high23);
-  taken[3] = _mm_unpackhi_epi16(high01, high23);
-  Accumulator result;
-  for (int q = 0; q < WINDOW; ++q) {
-    const __m128i w = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + q * BLOCK));
-    const __m256i products = _mm256_madd_epi16(_mm256_cvtepu8_epi16(taken[q]), _mm256_cvtepi8_epi16(w));
-    const __m128i low = _mm256_castsi256_si128(products), high = _mm256_extracti128_si256(products, 1);
-    const __m128i before = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sums.lane + 4 * q));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(result.lane + 4 * q), _mm_add_epi32(before, _mm_hadd_epi32(low, high)));
-  }
-  return result;
-}
-#else
-inline Accumulator dot(const Accumulator& sums, const Window& x, const int8_t* weights) {
-  Accumulator result = sums;
-  for (int c = 0; c < BLOCK; ++c)
-    for (int t = 0; t < WINDOW; ++t) result.lane[c] += x[t * BLOCK + c] * weights[c * WINDOW + t];
-  return result;
-}
-#endif
-inline Sixteen as_floats(const Accumulator& sums) {
-  Sixteen x;
-  for (int i = 0; i < BLOCK; ++i) x.value[i] = static_cast<float>(sums.lane[i]);
-  return x;
-}
-#endif
 
 // How many windows a row of taps takes; of the transposed form one for even results and one for odd ones.
 inline int64_t windows(Form form, int64_t kernel) { return form == Form::up || kernel > WINDOW ? 2 : 1; }
 
 inline int64_t depthwise_bytes(Form form, int64_t kernel, int64_t depth, int64_t channels) {
-  return channels / BLOCK * depth * kernel * windows(form, kernel) * TAPS;
+  return channels / BLOCK * depth * kernel * windows(form, kernel) * TAPS * static_cast<int64_t>(sizeof(Tap));
 }
 
 // Parity of the results that a tap reaches in the transposed form, and the input that it takes for result 2i + parity:
@@ -95,6 +27,7 @@ inline int64_t reach_of(int64_t tap, int64_t kernel) {
 inline void pack_depthwise(Form form, int64_t kernel, int64_t depth, int64_t channels, const int8_t* weights,
                            int8_t* packed, int32_t* offsets) {
   const int64_t each = windows(form, kernel);
+  Tap* const taps = reinterpret_cast<Tap*>(packed);
   std::memset(packed, 0, static_cast<size_t>(depthwise_bytes(form, kernel, depth, channels)));
   const int64_t parities = form == Form::up ? (depth > 1 ? 8 : 4) : 1;
   std::memset(offsets, 0, sizeof(int32_t) * static_cast<size_t>(parities * channels));
@@ -109,8 +42,8 @@ inline void pack_depthwise(Form form, int64_t kernel, int64_t depth, int64_t cha
             tap = reach_of(kw, kernel) + 1;
             parity = ((depth > 1 ? parity_of(kd, kernel) : 0) * 2 + parity_of(kh, kernel)) * 2 + which;
           }
-          int8_t* const row = packed + ((c / BLOCK * depth + kd) * kernel + kh) * each * TAPS;
-          row[which * TAPS + c % BLOCK * WINDOW + tap] = weight;
+          Tap* const row = taps + ((c / BLOCK * depth + kd) * kernel + kh) * each * TAPS;
+          row[which * TAPS + place_of(c % BLOCK, tap)] = weight;
           offsets[parity * channels + c] -= ZERO * weight;
         }
       }
@@ -140,7 +73,7 @@ struct Moments {
 struct Plane {
   const Depthwise8& job;
   const uint8_t* x;  // voxel (0, 0) of the first plane of the kernel
-  const int8_t* weights;
+  const Tap* weights;
   const int32_t* offsets;
   const float* scale;
   int16_t* y;
@@ -154,35 +87,30 @@ inline void column(const Plane& p, int64_t x0) {
   constexpr int TWO = K > WINDOW ? 2 : 1;
   const Depthwise8& job = p.job;
   const int64_t last = p.bottom - p.top + K - 1;
-  const Accumulator start = begin_sums(p.offsets);
   const Sixteen scale = load16(p.scale);
   Moments moments;
   Accumulator sums[K][W];
   for (auto& row : sums)
-    for (auto& sum : row) sum = start;
+    for (auto& sum : row) begin_sums(sum, p.offsets);
   const uint8_t* row = p.x + (x0 - K / 2) * BLOCK + (p.top - K / 2) * job.x.row;
   // Row t of the input, the first of the margin being 0, gives tap kh of result t - kh; results take turns in `sums`.
   const auto step = [&](int64_t t, auto phase) {
     constexpr int P = decltype(phase)::value;
     const uint8_t* plane = row;
-    const int8_t* taps = p.weights;
+    const Tap* taps = p.weights;
     for (int64_t kd = 0; kd < job.depth; ++kd, plane += job.x.plane) {
       prefetch(plane + 2 * job.x.row);
       prefetch(plane + 2 * job.x.row + 64);
       Window x[TWO][W];
       MEDNEXT_UNROLL
-      for (int two = 0; two < TWO; ++two) {
-        MEDNEXT_UNROLL
-        for (int i = 0; i < W; ++i) x[two][i] = window(plane + (i + two * WINDOW) * BLOCK);
-      }
+      for (int two = 0; two < TWO; ++two) several_windows(plane + two * WINDOW * BLOCK, x[two]);
       MEDNEXT_UNROLL
       for (int kh = 0; kh < K; ++kh, taps += TWO * TAPS) {
         MEDNEXT_UNROLL
         for (int two = 0; two < TWO; ++two) {
           MEDNEXT_UNROLL
           for (int i = 0; i < W; ++i) {
-            Accumulator& sum = sums[(P - kh + K) % K][i];
-            sum = dot(sum, x[two][i], taps + two * TAPS);
+            dot(sums[(P - kh + K) % K][i], x[two][i], taps + two * TAPS);
           }
         }
       }
@@ -195,7 +123,7 @@ inline void column(const Plane& p, int64_t x0) {
       for (int i = 0; i < W; ++i) moments.take(to + i * BLOCK, sums[DONE][i], scale);
     }
     MEDNEXT_UNROLL
-    for (int i = 0; i < W; ++i) sums[DONE][i] = start;
+    for (int i = 0; i < W; ++i) begin_sums(sums[DONE][i], p.offsets);
     row += job.x.row;
   };
   for (int64_t t = 0; t < last;) {
@@ -217,7 +145,7 @@ inline void column(const Plane& p, int64_t x0) {
 
 template <int K>
 inline void same(const Plane& p) {
-  constexpr int W = K > 5 ? 2 : 4;
+  constexpr int W = TOGETHER_IN_ROW<K>;
   int64_t x = 0;
   for (; x + W <= p.job.w; x += W) column<K, W>(p, x);
   for (; x < p.job.w; ++x) column<K, 1>(p, x);
@@ -227,17 +155,19 @@ inline void same(const Plane& p) {
 template <int K, int W>
 inline void strided(const Plane& p, const uint8_t* row, int16_t* to, const Sixteen& scale, Moments& moments) {
   constexpr int TWO = K > WINDOW ? 2 : 1;
-  const Accumulator start = begin_sums(p.offsets);
   Accumulator sums[W];
-  for (auto& sum : sums) sum = start;
-  const int8_t* taps = p.weights;
+  for (auto& sum : sums) begin_sums(sum, p.offsets);
+  const Tap* taps = p.weights;
   for (int64_t kd = 0; kd < p.job.depth; ++kd) {
     for (int kh = 0; kh < K; ++kh, taps += TWO * TAPS) {
       const uint8_t* const at = row + kd * p.job.x.plane + kh * p.job.x.row;
       for (int two = 0; two < TWO; ++two) {
         MEDNEXT_UNROLL
-        for (int i = 0; i < W; ++i)
-          sums[i] = dot(sums[i], window(at + (2 * i + two * WINDOW) * BLOCK), taps + two * TAPS);
+        for (int i = 0; i < W; ++i) {
+          Window four;
+          make_window(at + (2 * i + two * WINDOW) * BLOCK, four);
+          dot(sums[i], four, taps + two * TAPS);
+        }
       }
     }
   }
@@ -268,18 +198,19 @@ inline void spread(const Plane& p, int64_t z, int64_t y, int64_t x, bool odd, co
   const Depthwise8& job = p.job;
   Accumulator sums[2][W];
   for (int parity = 0; parity < 2; ++parity)
-    for (auto& sum : sums[parity]) sum = begin_sums(offsets[parity]);
+    for (auto& sum : sums[parity]) begin_sums(sum, offsets[parity]);
   const bool deep = job.depth > 1;
   for (int64_t kd = deep ? (z + K / 2) % 2 : 0; kd < job.depth; kd += 2) {
     const int64_t from_z = deep ? (z + K / 2 - kd) / 2 : z;
     for (int64_t kh = (y + K / 2) % 2; kh < K; kh += 2) {
       const uint8_t* const at = p.x + from_z * job.x.plane + (y + K / 2 - kh) / 2 * job.x.row + (x - 1) * BLOCK;
-      const int8_t* const taps = p.weights + (kd * K + kh) * 2 * TAPS;
+      const Tap* const taps = p.weights + (kd * K + kh) * 2 * TAPS;
       MEDNEXT_UNROLL
       for (int i = 0; i < W; ++i) {
-        const Window four = window(at + i * BLOCK);
-        sums[0][i] = dot(sums[0][i], four, taps);
-        sums[1][i] = dot(sums[1][i], four, taps + TAPS);
+        Window four;
+        make_window(at + i * BLOCK, four);
+        dot(sums[0][i], four, taps);
+        dot(sums[1][i], four, taps + TAPS);
       }
     }
   }
@@ -314,7 +245,7 @@ inline void depthwise_of(const Depthwise8& job, int64_t z, int64_t part, int64_t
   const int64_t first = job.form == Form::up ? 0 : middle - job.depth / 2;  // `spread` finds its planes itself
   const Plane plane{job,
                     job.x.data + first * job.x.plane + b * job.x.block,
-                    job.weights + b * job.depth * K * each,
+                    reinterpret_cast<const Tap*>(job.weights) + b * job.depth * K * each,
                     job.offsets + b * BLOCK,
                     job.scale + b * BLOCK,
                     job.y.data + z * job.y.plane + b * job.y.block,

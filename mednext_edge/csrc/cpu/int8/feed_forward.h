@@ -2,14 +2,16 @@
 // tensor, two to eight times as wide as the block, stays in the cache.
 #pragma once
 
-#include "numbers.h"
+#include "lookup.h"
 
 namespace mednext::MEDNEXT_ISA {
 
-// One voxel's panel of the hidden tensor: scaled, rounded to a line of the table, looked up.
-MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scale, const float* bias,
-                                  const uint8_t* table, Held* to) {
+// One voxel's panel of the hidden tensor: scaled and rounded to lines of the table, or where the registers hold the table,
+// looked up at once.
 #if defined(__AVX512VBMI__)
+constexpr bool LATER = false;
+MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scale, const float* bias,
+                                  const uint8_t* table, uint8_t* to) {
   __m512i level[4];
   for (int c = 0; c < 4; ++c) {
     const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[c]), _mm512_loadu_ps(scale + 16 * c),
@@ -23,15 +25,16 @@ MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scal
   const __m512i negative =
       _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), line, _mm512_loadu_si512(table + 192));
   _mm512_storeu_si512(to, _mm512_mask_blend_epi8(_mm512_movepi8_mask(line), positive, negative));
-#else
-  int32_t sum[PANEL];
-  uint8_t line[PANEL];
-  std::memcpy(sum, sums, sizeof(sum));
-  for (int i = 0; i < PANEL; ++i)
-    line[i] = static_cast<uint8_t>(nearest(clamped(static_cast<float>(sum[i]) * scale[i] + bias[i], -128, 127)));
-  for (int i = 0; i < PANEL; ++i) to[i] = static_cast<Held>(table[line[i]]);
-#endif
 }
+inline void look_up(const uint8_t*, const uint8_t*, int64_t, Held*) {}  // nothing is left
+#else
+constexpr bool LATER = true;
+MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scale, const float* bias, const uint8_t*,
+                                  uint8_t* to) {
+  for (int c = 0; c < PANEL; c += BLOCK)
+    store_signed(to + c, scaled(block_of(sums, c / BLOCK), load16(scale + c), load16(bias + c)));
+}
+#endif
 
 // The first `channels`, whole blocks, of one voxel's panel of a result: into the stream, and its copy.
 MEDNEXT_INLINE void finish_stream(const Sums (&sums)[NARROW], const Scales& scales, int64_t first, int64_t channels,
@@ -50,7 +53,8 @@ MEDNEXT_INLINE void finish_stream(const Sums (&sums)[NARROW], const Scales& scal
 }
 
 inline int64_t scratch_bytes(int64_t c_in, int64_t hidden) {
-  return TILE * (c_in + hidden) * static_cast<int64_t>(sizeof(Held));
+  const int64_t held = TILE * (c_in + hidden) + (LATER ? BEYOND_LINES : 0);
+  return held * static_cast<int64_t>(sizeof(Held)) + (LATER ? TILE * hidden + BEYOND_LINES : 0);
 }
 
 // Where the voxels of a tile lie.
@@ -76,6 +80,7 @@ struct Places {
 inline void feed_forward(const FeedForward8& job, int64_t begin, int64_t end, uint8_t* scratch) {
   Held* const taken = reinterpret_cast<Held*>(scratch);
   Held* const kept = taken + TILE * job.c_in;
+  uint8_t* const lines = reinterpret_cast<uint8_t*>(kept + (LATER ? TILE * job.hidden + BEYOND_LINES : 0));
   Places both[2];
   both[0].find(job, begin, end);
   for (int64_t first = begin, turn = 0; first < end; first += TILE, turn = 1 - turn) {
@@ -88,8 +93,9 @@ inline void feed_forward(const FeedForward8& job, int64_t begin, int64_t end, ui
     for (int64_t n = 0; n < job.hidden; n += PANEL)
       over_rows<COLUMNS>(taken, job.c_in, at.count, job.expand, n, [&](int64_t v, const Sums (&sums)[COLUMNS]) {
         finish_hidden(sums, job.expand_scales.scale + n, job.expand_scales.bias + n, job.table,
-                      kept + v * job.hidden + n);
+                      lines + v * job.hidden + n);
       });
+    look_up(job.table, lines, at.count * job.hidden, kept);
     for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
       const int64_t channels = job.c_out - n < OUT_PANEL ? job.c_out - n : OUT_PANEL;
       over_rows<NARROW>(kept, job.hidden, at.count, job.compress, n, [&](int64_t v, const Sums (&sums)[NARROW]) {

@@ -51,15 +51,68 @@ inline void store_bf16(uint16_t* to, Sixteen x) {
 }
 // What is too large would wrap around on its way to 32 bits.
 inline __m128i levels(Sixteen x) {
-  const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(x.value, _mm512_set1_ps(127)));
-  return _mm_xor_si128(_mm512_cvtsepi32_epi8(whole), _mm_set1_epi8(-128));
+  return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_min_ps(x.value, _mm512_set1_ps(127))));
 }
-inline void store_int8(uint8_t* to, Sixteen x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), levels(x)); }
-#if !defined(__AVX512VNNI__)
-inline void store_int8(int16_t* to, Sixteen x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(levels(x)));
+#elif defined(__AVX2__)
+struct Sixteen {
+  __m256 half[2];
+};
+// Sixteen of what `part` gives for each half.
+template <class Part>
+MEDNEXT_INLINE Sixteen halves(Part part) {
+  return {{part(0), part(1)}};
 }
-#endif
+MEDNEXT_INLINE Sixteen zeros() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
+MEDNEXT_INLINE Sixteen load16(const float* from) { return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}}; }
+MEDNEXT_INLINE void store16(float* to, const Sixteen& x) {
+  _mm256_storeu_ps(to, x.half[0]);
+  _mm256_storeu_ps(to + 8, x.half[1]);
+}
+MEDNEXT_INLINE __m128i eight(const void* from, int half) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(from) + half);
+}
+MEDNEXT_INLINE Sixteen wide(const int16_t* from) {
+  return halves([&](int i) { return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight(from, i))); });
+}
+MEDNEXT_INLINE Sixteen wide(const uint16_t* bf16) {
+  return halves([&](int i) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight(bf16, i)), 16));
+  });
+}
+MEDNEXT_INLINE Sixteen scaled(const Sixteen& x, const Sixteen& scale, const Sixteen& bias) {
+  return halves([&](int i) { return _mm256_fmadd_ps(x.half[i], scale.half[i], bias.half[i]); });
+}
+MEDNEXT_INLINE Sixteen operator+(const Sixteen& a, const Sixteen& b) {
+  return halves([&](int i) { return _mm256_add_ps(a.half[i], b.half[i]); });
+}
+MEDNEXT_INLINE Sixteen operator*(const Sixteen& a, const Sixteen& b) {
+  return halves([&](int i) { return _mm256_mul_ps(a.half[i], b.half[i]); });
+}
+MEDNEXT_INLINE Sixteen all(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
+// Two registers of 32 bits to one of 16, in their order.
+MEDNEXT_INLINE __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xD8); }
+MEDNEXT_INLINE __m256i whole16(const Sixteen& x) {
+  return in_order(_mm256_packs_epi32(_mm256_cvtps_epi32(x.half[0]), _mm256_cvtps_epi32(x.half[1])));
+}
+MEDNEXT_INLINE void store_int16(int16_t* to, const Sixteen& x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), whole16(x));
+}
+MEDNEXT_INLINE void store_bf16(uint16_t* to, const Sixteen& x) {
+  __m256i rounded[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i bits = _mm256_castps_si256(x.half[i]);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7FFF));
+    rounded[i] = _mm256_srli_epi32(sum, 16);
+  }
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), in_order(_mm256_packus_epi32(rounded[0], rounded[1])));
+}
+// What is too large would wrap around on its way to 32 bits.
+MEDNEXT_INLINE __m128i levels(const Sixteen& x) {
+  const __m256 most = _mm256_set1_ps(127);
+  const __m256i whole = whole16(halves([&](int i) { return _mm256_min_ps(x.half[i], most); }));
+  return _mm_packs_epi16(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+}
 #else
 struct Sixteen {
   float value[BLOCK];
@@ -114,10 +167,30 @@ inline void store_bf16(uint16_t* to, const Sixteen& x) {
     to[i] = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
   }
 }
+inline void store_signed(uint8_t* to, const Sixteen& x) {
+  for (int i = 0; i < BLOCK; ++i) to[i] = static_cast<uint8_t>(nearest(clamped(x.value[i], -128, 127)));
+}
 template <class T>
 inline void store_int8(T* to, const Sixteen& x) {
   for (int i = 0; i < BLOCK; ++i) to[i] = static_cast<T>(nearest(clamped(x.value[i], -128, 127)) + ZERO);
 }
+#endif
+
+#if defined(__AVX2__)
+// The levels with 128 added, 255 at most.
+MEDNEXT_INLINE __m128i with_zero(__m128i level) { return _mm_xor_si128(level, _mm_set1_epi8(-128)); }
+MEDNEXT_INLINE void store_int8(uint8_t* to, const Sixteen& x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), with_zero(levels(x)));
+}
+// The levels as they are.
+MEDNEXT_INLINE void store_signed(uint8_t* to, const Sixteen& x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), levels(x));
+}
+#if !defined(MEDNEXT_VNNI)
+MEDNEXT_INLINE void store_int8(int16_t* to, const Sixteen& x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(with_zero(levels(x))));
+}
+#endif
 #endif
 
 // Block `b` of the sums of a panel.
@@ -125,6 +198,8 @@ inline Sixteen block_of(const Sums* sums, int b) {
   constexpr int EACH = BLOCK / SUMS;
 #if defined(__AVX512BW__)
   return {_mm512_cvtepi32_ps(sums[EACH * b])};
+#elif defined(__AVX2__)
+  return halves([&](int i) { return _mm256_cvtepi32_ps(sums[EACH * b + i]); });
 #else
   int32_t whole[BLOCK];
   std::memcpy(whole, sums + EACH * b, sizeof(whole));

@@ -28,7 +28,8 @@
 
 namespace mednext::MEDNEXT_ISA {
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define MEDNEXT_VNNI
 typedef uint8_t Held;    // values with 128 added
 typedef int8_t Weight;
 #else
@@ -51,10 +52,19 @@ inline Sums add_products(Sums sums, Sums x, const Weight* weights) {
 }
 #elif defined(__AVX2__)
 typedef __m256i Sums;
+#if defined(MEDNEXT_VNNI)
+constexpr int ROWS = 6, COLUMNS = 2;
+#else
 constexpr int ROWS = 4, COLUMNS = 2;
+#endif
 inline Sums repeat(int32_t group) { return _mm256_set1_epi32(group); }
 inline Sums add_products(Sums sums, Sums x, const Weight* weights) {
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights))));
+  const Sums w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
+#if defined(MEDNEXT_VNNI)
+  return _mm256_dpbusd_avx_epi32(sums, x, w);
+#else
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(x, w));
+#endif
 }
 #else
 struct Sums {

@@ -11,6 +11,9 @@ extern const Int8Kernels INT8_KERNELS;
 namespace avx2 {
 extern const Int8Kernels INT8_KERNELS;
 }
+namespace avx_vnni {
+extern const Int8Kernels INT8_KERNELS;
+}
 namespace avx512 {
 extern const Int8Kernels INT8_KERNELS;
 }

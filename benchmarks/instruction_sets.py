@@ -1,0 +1,103 @@
+"""The native engine beside OpenVINO in INT8 with the instruction sets of older and smaller processors, on this one.
+
+    python benchmarks/instruction_sets.py NATIVE_BUNDLE OPENVINO_BUNDLE [--rounds N] [--threads N] --out FILE
+
+Both bundles are of one network. For each set that this processor has, both engines are held back to it: ours by
+MEDNEXT_CPU_ISA, OpenVINO by ONEDNN_MAX_CPU_ISA of the oneDNN in it. All run in processes of their own and are timed in
+turns, in random order. A processor that has nothing more than such a set has other caches and clocks too: ratios tell
+more than times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from mednext_edge import cpu
+from mednext_edge.environment import environment
+from mednext_edge.evaluation.ratios import Ratio, median_ratio
+from mednext_edge.evaluation.workers import Clock, Side, Worker
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """A set by its names: what the processor must have, what ours calls it, what oneDNN calls it."""
+
+    needs: str
+    ours: str
+    onednn: str
+
+
+SETS = (
+    InstructionSet("avx2", "avx2", "AVX2"),
+    InstructionSet("avx_vnni", "avx_vnni", "AVX2_VNNI"),
+    InstructionSet("avx512", "avx512", "AVX512_CORE"),
+    InstructionSet("avx512_vnni", "avx512_vnni", "AVX512_CORE_VNNI"),
+    InstructionSet("amx_int8", "avx512_bf16", "AVX512_CORE_AMX"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds of one patch (median), and how many times as long OpenVINO takes."""
+
+    instruction_set: InstructionSet
+    native: str
+    native_ms: float
+    openvino_ms: float
+    openvino_over_native: Ratio
+
+
+def main(
+    native: Annotated[Path, typer.Argument(help="Bundle of the native engine.")],
+    openvino: Annotated[Path, typer.Argument(help="Bundle of OpenVINO, of the same network, in INT8.")],
+    out: Annotated[Path, typer.Option(help="JSON.")],
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: what the threads of the process computed.")] = "wall",
+) -> None:
+    here = [each for each in SETS if each.needs in cpu.features()]
+    measured: Clock = "cpu" if clock == "cpu" else "wall"
+    with ExitStack() as stack:
+        workers: list[Worker] = []
+        for each in here:
+            os.environ |= {"MEDNEXT_CPU_ISA": each.ours, "ONEDNN_MAX_CPU_ISA": each.onednn}
+            for name, bundle in (("native", native), ("openvino", openvino)):
+                side = Side(f"{name}, {each.ours}", str(bundle), threads=threads, clock=measured)
+                workers.append(stack.enter_context(Worker(side)))
+                workers[-1].time()
+        times = np.zeros((len(workers), rounds))
+        generator = np.random.default_rng(0)
+        for i in range(rounds):
+            for j in generator.permutation(len(workers)):
+                times[j, i] = workers[j].time()
+        patch, engines = workers[0].patch, [worker.engine for worker in workers]
+    rows = []
+    for i, each in enumerate(here):
+        ours, other = times[2 * i], times[2 * i + 1]
+        ratio = median_ratio(np.log(other) - np.log(ours))
+        rows.append(Row(each, engines[2 * i], float(np.median(ours)), float(np.median(other)), ratio))
+        typer.echo(
+            f"{each.ours:12} native {rows[-1].native_ms:7.1f} ms  {each.onednn:16} OpenVINO "
+            f"{rows[-1].openvino_ms:7.1f} ms  {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        )
+    whole = {
+        "patch": patch,
+        "rounds": rounds,
+        "threads": threads,
+        "clock": measured,
+        "rows": [asdict(row) for row in rows],
+        "environment": environment().model_dump(),
+    }
+    out.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
