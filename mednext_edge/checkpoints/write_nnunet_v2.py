@@ -129,7 +129,7 @@ def _plans(task: Task, config: MedNeXtConfig) -> dict[str, Any]:
                 "resampling_fn_data_kwargs": resampling,
                 "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": recipe.label_order},
                 "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
-                "batch_dice": False,
+                "batch_dice": dims == 2,
                 "architecture": {
                     "network_class_name": AUTHORS_CLASS,
                     "arch_kwargs": _arguments(config),

@@ -65,6 +65,7 @@ class Family:
         variants: names of its sizes, the smallest first.
         kernel: of the depthwise convolutions unless another is asked for; None where the variant decides.
         any_size: whether a network takes every multiple of its divisor; if not, its patch alone.
+        batch_dice: whether in 2-D the Dice of its loss is that of a batch, as nnU-Net's; if not, of each image.
     """
 
     build: Callable[[Mapping[str, Any]], nn.Module]
@@ -74,6 +75,7 @@ class Family:
     variants: tuple[str, ...] = ()
     kernel: int | None = None
     any_size: Callable[[ModelSpec], bool] = lambda spec: True
+    batch_dice: bool = False
 
 
 MEDNEXT_KERNEL = 3
@@ -203,6 +205,7 @@ FAMILIES.add(
         plan=plan_mednext,
         variants=tuple(MEDNEXT_VARIANTS),
         kernel=MEDNEXT_KERNEL,
+        batch_dice=True,
     ),
 )
 FAMILIES.add(

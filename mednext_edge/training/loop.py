@@ -114,7 +114,9 @@ def train(
         check_tensorboard()
     draw = BatchSource if dense else CategorySource
     source = draw(_prepare_all(dataset, task, team, on_case), plan, team)
-    for note in (*source.notes(task.labels, validated=bool(dataset.validation)), *_of_parts(stepper.net, plan, team)):
+    pooled = plan.batch_dice and isinstance(objective, Supervised)
+    of_parts = _of_parts(stepper.net, plan, team, pooled=pooled)
+    for note in (*source.notes(task.labels, validated=bool(dataset.validation)), *of_parts):
         on_note(note)
     team.barrier()  # every process has looked at the folder before the first one changes it
     if team.leads:
@@ -172,17 +174,20 @@ def train(
     return _finished(net, task, folder, plan)
 
 
-def _of_parts(net: nn.Module, plan: TrainingPlan, team: Team) -> list[str]:
-    """What a batch in parts changes: norms over the batch see one part at a time, and are not synchronised."""
+def _of_parts(net: nn.Module, plan: TrainingPlan, team: Team, *, pooled: bool) -> list[str]:
+    """What a batch in parts changes: norms over the batch see one part at a time, and are not synchronised; the Dice of
+    a batch, where it is `pooled`, is that of all processes, but not of parts that come one after the other."""
     parts = plan.accumulate * team.size
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     # Those that keep their statistics while INT8 is trained are never in training mode.
-    if parts == 1 or not any(isinstance(part, norms) and part.training for part in net.modules()):
-        return []
-    return [
-        f"this network has batch norms, which see {plan.batch // parts} of the {plan.batch} patches of a batch at a "
-        "time: it trains otherwise than with a batch in one part"
-    ]
+    normed = any(isinstance(part, norms) and part.training for part in net.modules())
+    otherwise = f"of the {plan.batch} patches of a batch at a time: it trains otherwise than with a batch in one part"
+    notes = []
+    if parts > 1 and normed:
+        notes.append(f"this network has batch norms, which see {plan.batch // parts} {otherwise}")
+    if plan.accumulate > 1 and pooled:
+        notes.append(f"the Dice in the loss is that of {plan.batch // plan.accumulate} {otherwise}")
+    return notes
 
 
 def _resume(folder: RunFolder, stepper: Stepper) -> Counters:

@@ -8,6 +8,7 @@ from functools import partial
 
 from mednext_edge.data.dataset import Dataset
 from mednext_edge.data.recipe import prepare
+from mednext_edge.models.families import FAMILIES
 from mednext_edge.task import ModelSpec, Preprocessing
 from mednext_edge.training.memory import StepMemory, free_memory, plan_size, step_memory
 from mednext_edge.training.plan import TrainingPlan
@@ -49,7 +50,7 @@ def size_run(
     Args:
         dataset: at most 25 of its training images are read where `size` is not given.
         recipe: their preprocessing.
-        planned: the plan, still without `patch`, `batch` and `mirror_axes`.
+        planned: the plan, still without `patch`, `batch`, `mirror_axes` and `batch_dice`.
         size, batch: what is wanted; None plans it.
         device: whose memory counts.
         processes: that share a batch.
@@ -81,7 +82,9 @@ def size_run(
         grow=device.startswith("cuda") and size is None,
     )
     patch = size or patch
-    plan = replace(trial, patch=patch, batch=chosen, mirror_axes=tuple(range(len(patch))))
+    axes = tuple(range(len(patch)))
+    pooled = len(axes) == 2 and FAMILIES[trial.family].batch_dice
+    plan = replace(trial, patch=patch, batch=chosen, mirror_axes=axes, batch_dice=pooled)
     whole = step(patch=patch, rounded=rounded)
     return Sized(plan, whole, whole.of(max(1, plan.batch // parts)), usable)
 

@@ -93,6 +93,17 @@ def test_norms_over_a_batch_in_parts_are_said(dataset: Dataset, task: Task, tmp_
         assert [note.split(" of a batch")[0] for note in notes] == words
 
 
+@pytest.mark.parametrize(("accumulate", "pooled"), [(2, True), (2, False), (1, True)])
+def test_the_dice_of_a_batch_in_parts_is_said(
+    dataset: Dataset, task: Task, tmp_path: Path, accumulate: int, pooled: bool
+) -> None:
+    notes: list[str] = []
+    chosen = plan(epochs=1, accumulate=accumulate, batch_dice=pooled)
+    train(dataset, task, chosen, tmp_path / "run", on_note=notes.append)
+    words = ["the Dice in the loss is that of 1 of the 2 patches"] if accumulate > 1 and pooled else []
+    assert [note.split(" of a batch")[0] for note in notes] == words
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, task: Task, tmp_path: Path) -> None:
     def broken(net: Network, batch: Batch) -> Outcome:
         logits = net(batch.images)[0]

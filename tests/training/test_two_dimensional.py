@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from mednext_edge.training.loss import SupervisedLoss
 from mednext_edge.training.objective import Batch, Classified, Supervised
 from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.qat import QatOptions, as_trained, student
+from mednext_edge.training.size import size_run
 from mednext_edge.training.state import RunFolder
 from mednext_edge.training.task import make_task, plan_photographs
 from tests.data.pictures import mask, picture
@@ -101,6 +103,17 @@ def test_cmunext_trains_and_its_model_has_one_output(lesions: Dataset, tmp_path:
     assert set(log["dice_per_class"]) == {"foreground"}
     with torch.no_grad():
         assert model.net(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "kernel", "pooled"), [("mednext", "S", 3, True), ("cmunext", "S", None, False)]
+)
+def test_the_dice_is_that_of_the_batch_in_the_recipe_of_nnunet(
+    lesions: Dataset, family: str, variant: str, kernel: int | None, pooled: bool
+) -> None:
+    planned = functools.partial(TrainingPlan, family=family, variant=variant, kernel=kernel, accumulate=1)
+    sized = size_run(lesions, plan_photographs(lesions, (32, 32)), planned, size=(32, 32), batch=2, device="cpu")
+    assert sized.plan.batch_dice is pooled
 
 
 def test_labels_of_a_classification_are_the_classes(kinds: Dataset) -> None:
