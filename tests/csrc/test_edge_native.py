@@ -87,9 +87,25 @@ def _order(file: Path) -> None:
     _again(file, lambda tensors, metadata: metadata.update({KEY: metadata[KEY].replace('"down"', '"same"', 1)}))
 
 
+def _spare(file: Path) -> None:
+    def change(tensors: dict[str, object], metadata: dict[str, str]) -> None:
+        tensors["blocks.0.spare"] = tensors["blocks.0.table"].clone()  # type: ignore[attr-defined]
+
+    _again(file, change)
+
+
+def _infinite(file: Path) -> None:
+    def change(tensors: dict[str, object], metadata: dict[str, str]) -> None:
+        tensors["blocks.0.compress.bias"][0] = float("nan")  # type: ignore[index]
+
+    _again(file, change)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (_spare, "its structure does not use the tensor blocks.0.spare"),
+        (_infinite, "blocks.0.compress.bias holds numbers that are not finite"),
         (_cut, "data_offsets.1: expected a whole number from"),
         (_header, "header is longer"),
         (_no_structure, "net"),

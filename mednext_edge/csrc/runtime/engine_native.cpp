@@ -96,6 +96,7 @@ class Native : public Engine {
     check(cpu_.mednext_cpu_net_new(&stem, &head, &made), "stem and head");
     net_ = Net(made, cpu_.mednext_cpu_net_free);
     for (size_t i = 0; i < blocks.size(); ++i) add(file, blocks[i], "blocks." + std::to_string(i), manifest);
+    file.all_taken();
   }
 
   void add(const Safetensors& file, const Field& field, const std::string& name, const Manifest& manifest) {

@@ -1,5 +1,7 @@
 #include "safetensors.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -48,7 +50,7 @@ Safetensors::Safetensors(const std::filesystem::path& file) {
       for (const auto& [key, given] : value.object) metadata_[key] = Field(given, key).text();
       continue;
     }
-    Entry entry{field["dtype"].text(), {}, 0, 0};
+    Entry entry{field["dtype"].text(), {}, 0, 0, false};
     size_t bytes = size_of(entry.type);
     for (const Field& side : field["shape"].list(kMaxAxes)) {
       entry.shape.push_back(side.integer(0, std::numeric_limits<int32_t>::max()));
@@ -84,17 +86,26 @@ const char* Safetensors::data(const std::string& name, const char* type, const D
   const Entry& found = entry(name);
   if (found.type != type || found.shape != shape)
     wrong(name + " is " + found.type + " " + text(found.shape) + "; expected " + type + " " + text(shape));
+  found.taken = true;
   return bytes_.data() + found.begin;
 }
 
 const float* Safetensors::floats(const std::string& name, const Dimensions& shape) const {
-  return reinterpret_cast<const float*>(data(name, "F32", shape));
+  const auto* const first = reinterpret_cast<const float*>(data(name, "F32", shape));
+  if (!std::all_of(first, first + entry(name).bytes / sizeof(float), [](float x) { return std::isfinite(x); }))
+    wrong(name + " holds numbers that are not finite");
+  return first;
 }
 const int8_t* Safetensors::int8(const std::string& name, const Dimensions& shape) const {
   return reinterpret_cast<const int8_t*>(data(name, "I8", shape));
 }
 const uint8_t* Safetensors::uint8(const std::string& name, const Dimensions& shape) const {
   return reinterpret_cast<const uint8_t*>(data(name, "U8", shape));
+}
+
+void Safetensors::all_taken() const {
+  for (const auto& [name, found] : entries_)
+    if (!found.taken) wrong("its structure does not use the tensor " + name);
 }
 
 }  // namespace mednext

@@ -24,16 +24,19 @@ class Safetensors {
   bool has(const std::string& name) const { return entries_.count(name) != 0; }
   const Dimensions& shape(const std::string& name) const { return entry(name).shape; }
 
-  // A tensor of that type and shape. Throws std::invalid_argument for another, or none.
+  // A tensor of that type and shape. Throws std::invalid_argument for another, or none, and for floats that are not finite.
   const float* floats(const std::string& name, const Dimensions& shape) const;
   const int8_t* int8(const std::string& name, const Dimensions& shape) const;
   const uint8_t* uint8(const std::string& name, const Dimensions& shape) const;
+  // Throws std::invalid_argument if there is a tensor that none of these has given.
+  void all_taken() const;
 
  private:
   struct Entry {
     std::string type;
     Dimensions shape;
     size_t begin, bytes;
+    mutable bool taken = false;
   };
   const Entry& entry(const std::string& name) const;
   const char* data(const std::string& name, const char* type, const Dimensions& shape) const;
