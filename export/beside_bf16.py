@@ -6,9 +6,8 @@ naming the layer. So it is asked for parts of the plan, half by half, until ever
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mednext_edge.quantize.kinds import find, layers
@@ -69,14 +68,21 @@ def culprits(names: Sequence[str], accepts: Callable[[Sequence[str]], bool]) -> 
     return search([], names)
 
 
-def note(model: ov.Model, job: Job) -> None:
-    """Write into a model which of its nodes are in bfloat16 because they were refused."""
+def note(model: ov.Model, job: Job, parts: Mapping[str, Sequence[str]]) -> None:
+    """Write into a model which of its nodes are in bfloat16 because they were refused.
+
+    Args:
+        model: made of the job's graph.
+        job: its plan names the layers.
+        parts: the names of what stands for one node of the graph, by its name.
+    """
     from mednext_edge.runtime.openvino_session import REFUSED
 
     chosen = [layer for layer in layers(job.model.net) if layer.name in job.refused]
     nodes = [node for layer in chosen for node in find(job.graph.graph, layer)]
     if nodes:
-        model.set_rt_info("\n".join(sorted({name for node in nodes for name in (node.name, *node.output)})), REFUSED)
+        names = {name for node in nodes for name in (node.name, *node.output, *parts.get(node.name, ()))}
+        model.set_rt_info("\n".join(sorted(names)), REFUSED)
 
 
 def _patch(job: Job) -> tuple[int, ...]:
@@ -91,10 +97,9 @@ def _patch(job: Job) -> tuple[int, ...]:
 def _compiles(graph: onnx.ModelProto, patch: tuple[int, ...]) -> bool:
     import openvino as ov
 
-    from mednext_edge.export.depth_to_space import use_depth_to_space
+    from mednext_edge.export.openvino_model import to_openvino
 
-    model = ov.convert_model(io.BytesIO(graph.SerializeToString()))
-    use_depth_to_space(model)
+    model, _ = to_openvino(graph)
     channels = model.inputs[0].partial_shape[1].get_length()
     model.reshape([1, channels, *patch])
     try:

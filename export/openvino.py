@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -48,14 +47,10 @@ def trial(job: Job) -> Session:
 
 
 def _converted(job: Job) -> ov.Model:
-    import openvino as ov
+    from mednext_edge.export.openvino_model import to_openvino
 
-    from mednext_edge.export.depth_to_space import use_depth_to_space
-
-    # Unlike `read_model`, this folds constants.
-    model = ov.convert_model(io.BytesIO(job.graph.SerializeToString()))
-    use_depth_to_space(model)
-    note(model, job)
+    model, parts = to_openvino(job.graph)
+    note(model, job, parts)
     return model
 
 
