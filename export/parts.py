@@ -101,11 +101,12 @@ class _Writer:
         before = self.makers[source]
         node = onnx.NodeProto()
         node.CopyFrom(before)
-        node.name, node.output[0] = f"{before.name}_part_{part}", f"{source}_part_{part}"
-        for index, name in enumerate(before.input):
-            node.input[index] = self._new(f"{name}_part_{part}", numpy_helper.to_array(self.constants[name])[where])
+        name = f"{source}_part_{part}"
+        node.name, node.output[0] = f"{before.name}_part_{part}", name
+        for index, given in enumerate(before.input):
+            node.input[index] = self._new(f"{given}_part_{part}", numpy_helper.to_array(self.constants[given])[where])
         made.append(node)
-        return node.output[0]
+        return name
 
     def _new(self, name: str, value: NDArray[np.generic]) -> str:
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
