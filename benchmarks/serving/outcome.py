@@ -17,6 +17,7 @@ WARM = 30
 WINDOW = 20
 """Answers over which the resident memory is averaged, at either end."""
 LEAST = WARM + 2 * WINDOW
+PARTS = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ServingSoak:
         failures: of those that failed, how many for which reason.
         slowest_s: from a question to its answer.
         start_mb, end_mb, highest_mb: resident memory of the service, 1e6 bytes.
+        course_mb: its mean in each tenth of the answers after the warm-up, which tells a plateau from a slope.
     """
 
     outcomes: dict[str, int]
@@ -36,6 +38,7 @@ class ServingSoak:
     start_mb: float
     end_mb: float
     highest_mb: float
+    course_mb: tuple[float, ...]
 
     @property
     def growth_mb(self) -> float:
@@ -102,11 +105,11 @@ def soak(
             slowest = max(slowest, seconds)
             held.append(resident_mb())
             progress(len(held), count)
-    start, end, highest = memory(held)
-    return ServingSoak(dict(outcomes), dict(failures), slowest, start, end, highest)
+    return ServingSoak(dict(outcomes), dict(failures), slowest, *memory(held))
 
 
-def memory(held: Iterable[float]) -> tuple[float, float, float]:
-    """Mean after the warm-up, mean at the end, and the most in between."""
+def memory(held: Iterable[float]) -> tuple[float, float, float, tuple[float, ...]]:
+    """Mean after the warm-up, mean at the end, the most in between, and the means of the tenths."""
     warm = list(held)[WARM:]
-    return float(np.mean(warm[:WINDOW])), float(np.mean(warm[-WINDOW:])), max(warm)
+    course = tuple(round(float(np.mean(part)), 2) for part in np.array_split(warm, PARTS))
+    return float(np.mean(warm[:WINDOW])), float(np.mean(warm[-WINDOW:])), max(warm), course

@@ -15,6 +15,8 @@ from mednext_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from mednext_edge.serving.dicom.config import DicomConfig, Tls
+    from mednext_edge.serving.dicom.service import DicomService
+    from mednext_edge.serving.mrd.service import MrdService
     from mednext_edge.serving.segmenter import Segmenter
 
 BUNDLE = typer.Argument(metavar="BUNDLE", help="Folder that mednext-export wrote; its digests are checked.")
@@ -102,6 +104,7 @@ def dicom(
     from mednext_edge.serving.dicom.service import DicomService
     from mednext_edge.serving.dicom.spool import Spool
     from mednext_edge.serving.log import EventLog
+    from mednext_edge.serving.memory import bound_heaps
 
     config = _dicom_config(
         host=host,
@@ -122,13 +125,11 @@ def dicom(
         },
     )
     targets = [destination(address, config) for address in send_to]
+    bound_heaps()
     segmenter = _segmenter(bundle, device, threads, step_size, tta)
     queue = Spool(spool)
     try:
-        service = DicomService(config, segmenter, queue, targets, EventLog(json), None if http_port < 0 else http_port)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: service.stop())
-        service.run()
+        _run(DicomService(config, segmenter, queue, targets, EventLog(json), None if http_port < 0 else http_port))
     finally:
         queue.close()
         segmenter.close()
@@ -175,19 +176,28 @@ def mrd(
     """
     from mednext_edge.optional import require
     from mednext_edge.serving.log import EventLog
+    from mednext_edge.serving.memory import bound_heaps
     from mednext_edge.serving.mrd.service import MrdService
     from mednext_edge.serving.mrd.wire import MrdLimits
 
     require("ismrmrd", "mrd")
     limits = MrdLimits(sessions=sessions, image_bytes=image_mb * 2**20, network_s=timeout)
+    bound_heaps()
     segmenter = _segmenter(bundle, device, threads, step_size, tta)
     try:
-        service = MrdService(host, port, segmenter, send, limits, EventLog(json), None if http_port < 0 else http_port)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: service.stop())
-        service.run()
+        _run(MrdService(host, port, segmenter, send, limits, EventLog(json), None if http_port < 0 else http_port))
     finally:
         segmenter.close()
+
+
+def _run(service: DicomService | MrdService) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    from mednext_edge.serving.memory import settle
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: service.stop())
+    settle()
+    service.run()
 
 
 def _segmenter(bundle: Path, device: str | None, threads: int | None, step: float | None, mirror: bool) -> Segmenter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,17 @@ def test_no_bundle_and_a_damaged_one(edge: Cli, bundle: Path, tmp_path: Path) ->
     shutil.copytree(bundle, tmp_path / "copy")
     (tmp_path / "copy" / "model.bin").write_bytes(b"!")
     assert edge("serve", "dicom", tmp_path / "copy", *args).code == 6
+
+
+@pytest.mark.parametrize("package", ["pynetdicom", "highdicom"])
+def test_a_package_that_is_missing_is_missed_at_the_start(
+    edge: Cli, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """Not with the first series, which would then count as failed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    done = edge("serve", "dicom", bundle, "--send-to", "P@h:1", "--spool", tmp_path / "spool", "--port", 0)
+    assert done.code == 5
+    assert f"`{package}` is not installed" in done.err
+    assert "pip install mednext-edge[dicom]" in " ".join(done.err.split())

@@ -51,6 +51,7 @@ def test_everything_that_was_sent_is_counted() -> None:
     assert found.outcomes == {RIGHT: 56, WRONG: 7, LOST: 0, DOUBLED: 0, FAILED: 7}
     assert found.failures == {"ConnectionResetError: gone": 7}
     assert (found.start_mb, found.end_mb, found.highest_mb, found.growth_mb) == (9.5, 29.5, 39, 20)
+    assert found.course_mb == tuple(1.5 + 4 * part for part in range(10))
     with pytest.raises(ValueError, match=f"{LEAST} or more"):
         soak(send, LEAST - 1, 1, lambda: 0, lambda done, total: None)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from mednext_edge.optional import require
 from mednext_edge.serving.dicom.config import DicomConfig
 from mednext_edge.serving.dicom.destinations import Destination
 from mednext_edge.serving.dicom.receiver import Receiver
@@ -51,6 +52,7 @@ class DicomService:
 
     Raises:
         UsageError: a port is taken.
+        TargetUnavailableError: a package for DICOM is not installed.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class DicomService:
         emit: Emit,
         http_port: int | None = None,
     ) -> None:
+        require("highdicom.seg", "dicom")  # what the first result needs: missing, it is missed now
         # pynetdicom's and pydicom's own words quote headers.
         for library in ("pynetdicom", "pydicom"):
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
