@@ -24,6 +24,7 @@ HOST = typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 
 LOG_JSON = typer.Option("--json", help="Write the log as JSON lines on stdout. [default: words on stderr]")
 STEP = typer.Option("-step_size", metavar="STEP", help="Step of the sliding window. [default: the task's]")
 TTA = typer.Option("--tta", help="Average over flips; 8 times as slow in 3-D.")
+HTTP_HELP = "Port of /health and /metrics (Prometheus); -1 for none, 0 a free one."
 ANYONE = "*"
 
 
@@ -58,6 +59,7 @@ def dicom(
         typer.Option(
             "--quiet",
             metavar="S",
+            min=0.1,
             help="A series is complete when nothing of it came for S seconds, or for 30 while its association is open.",
         ),
     ] = 10,
@@ -65,12 +67,13 @@ def dicom(
         int | None, typer.Option("--expect", metavar="N", min=1, help="Or as soon as it has N slices.")
     ] = None,
     keep: Annotated[
-        float, typer.Option("--keep", metavar="HOURS", help="Keep images so long after they were sent or refused.")
+        float,
+        typer.Option("--keep", metavar="HOURS", min=0, help="Keep images so long after they were sent or refused."),
     ] = 24,
     associations: Annotated[int, typer.Option("--max-associations", min=1, help="Associations at one time.")] = 8,
     instance_mb: Annotated[int, typer.Option("--max-instance-mb", min=1, help="Largest object taken.")] = 64,
-    spool_gb: Annotated[float, typer.Option("--max-spool-gb", help="Most that waits on the disk.")] = 50,
-    free_gb: Annotated[float, typer.Option("--min-free-gb", help="What is left free on the spool's disk.")] = 1,
+    spool_gb: Annotated[float, typer.Option("--max-spool-gb", min=0.001, help="Most that waits on the disk.")] = 50,
+    free_gb: Annotated[float, typer.Option("--min-free-gb", min=0, help="What is left free on the spool's disk.")] = 1,
     max_voxels: Annotated[int, typer.Option("--max-voxels", min=1, help="Of one series; bounds the memory.")] = 2**29,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="This node's certificate, PEM: TLS only.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
@@ -80,9 +83,7 @@ def dicom(
     stow_auth: Annotated[
         Path | None, typer.Option("--stow-auth", metavar="FILE", help="Holds STOW-RS's Authorization header.")
     ] = None,
-    http_port: Annotated[
-        int, typer.Option("--http-port", help="Port of /health and /metrics (Prometheus); -1 for none, 0 a free one.")
-    ] = 8042,
+    http_port: Annotated[int, typer.Option("--http-port", min=-1, max=65535, help=HTTP_HELP)] = 8042,
     step_size: Annotated[float | None, STEP] = None,
     tta: Annotated[bool, TTA] = False,
     device: Annotated[str | None, DEVICE_OPTION] = None,
@@ -115,7 +116,7 @@ def dicom(
         expect=expect,
         keep_s=keep * 3600,
         tls=_tls(tls_cert, tls_key, tls_ca),
-        stow_authorization=None if stow_auth is None else stow_auth.read_text().strip(),
+        stow_authorization=None if stow_auth is None else _secret(stow_auth),
         limits={
             "associations": associations,
             "instance_bytes": instance_mb * 2**20,
@@ -155,9 +156,7 @@ def mrd(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="S", min=0.1, help="Longest silence of a client.")
     ] = 60,
-    http_port: Annotated[
-        int, typer.Option("--http-port", help="Port of /health and /metrics (Prometheus); -1 for none, 0 a free one.")
-    ] = 9003,
+    http_port: Annotated[int, typer.Option("--http-port", min=-1, max=65535, help=HTTP_HELP)] = 9003,
     step_size: Annotated[float | None, STEP] = None,
     tta: Annotated[bool, TTA] = False,
     device: Annotated[str | None, DEVICE_OPTION] = None,
@@ -217,7 +216,20 @@ def _dicom_config(**values: Any) -> DicomConfig:
         return DicomConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{' '.join(map(str, first['loc']))}: {first['msg']}") from error
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{option}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _secret(file: Path) -> str:
+    try:
+        words = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--stow-auth: {file} cannot be read: {error}") from error
+    if not words or not words.isprintable():
+        raise UsageError(
+            f"--stow-auth: {file} holds no line of text; expected a header's value, as `Basic dXNlcjp3b3Jk`"
+        )
+    return words
 
 
 def _callers(host: str, allow: list[str] | None) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ the same paths.
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,6 +28,8 @@ LOCAL = "local"
 """The address of a cluster that is started on this machine, for this run alone."""
 
 _BLOCK_BYTES = 2**20
+_HOST_PORT = re.compile(r"(ray://)?\[?(?P<host>[^/\[\]]+?)\]?:(?P<port>[0-9]+)")
+_REACH_S = 10
 
 
 class Entry(Frozen):
@@ -94,6 +98,7 @@ def run_on_ray(
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Any]:
+    _reach(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report the run to its makers
     ray = require("ray", "ray")
     started = not ray.is_initialized()
@@ -108,6 +113,19 @@ def _cluster(address: str) -> Iterator[Any]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray would try for two minutes, with words of its own, where nobody listens at HOST:PORT."""
+    found = _HOST_PORT.fullmatch(address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found["host"], int(found["port"])), _REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise TargetUnavailableError(
+            f"found no Ray cluster at `{address}`: {error}; expected the address that `ray start --head` told"
+        ) from error
 
 
 def _room(ray: Any) -> tuple[int, int]:

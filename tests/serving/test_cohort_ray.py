@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -92,5 +93,17 @@ def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundl
 
     monkeypatch.setattr(ray, "init", refuses)
     settings = Settings(out=tmp_path, digest="", version="0")
-    with pytest.raises(TargetUnavailableError, match="found no Ray cluster at"):
-        list(run_on_ray("127.0.0.1:1", partial(open_bundle, bundle), settings, [], tmp_path / "ledger"))
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        listening = somebody.getsockname()[1]
+        for address in (f"127.0.0.1:{listening}", f"ray://localhost:{listening}", "auto"):
+            with pytest.raises(TargetUnavailableError, match=r"found no Ray cluster at .*nobody answers"):
+                list(run_on_ray(address, partial(open_bundle, bundle), settings, [], tmp_path / "ledger"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "host.invalid:6379", "a:99999"])
+def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, address: str) -> None:
+    """Ray is not asked, which would try for minutes."""
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    settings = Settings(out=tmp_path, digest="", version="0")
+    with pytest.raises(TargetUnavailableError, match=r"found no Ray cluster at .*`ray start --head`"):
+        list(run_on_ray(address, partial(open_bundle, bundle), settings, [], tmp_path / "ledger"))
