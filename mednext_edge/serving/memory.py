@@ -7,7 +7,7 @@ import gc
 
 # Of <malloc.h>.
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-_LARGE_BYTES = 4 * 2**20
+_LARGE_BYTES = 2**20
 _ARENAS = 2
 
 
@@ -15,10 +15,11 @@ def bound_heaps() -> None:
     """Let threads share two of glibc's heaps, and keep what is large out of them; of no effect with other C libraries.
 
     glibc gives threads that are there at one time a heap each, up to eight a processor, and keeps in each what was
-    freed there. A node has two threads an association and a heap grows to what its worst moment took. Blocks of 4 MB
+    freed there. A node has two threads an association, and a heap grows to what its worst moment took. Blocks of 1 MB
     and more go back to the system at once: by default the limit follows the largest block that was freed, up to 32 MB,
-    and a table of Python's that is made anew leaves a hole of its size. Call before threads are started: heaps that
-    are there stay.
+    and Python's table of interned strings, 4 MB and sooner or later 8, leaves a hole of its size when it is made anew
+    (every name of a file that pathlib makes goes through it). Call before threads are started: heaps that are there
+    stay.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -36,6 +36,30 @@ with tempfile.NamedTemporaryFile() as file:
 together.wait()
 """
 
+# Whether blocks of 2 MB are mapped by themselves, before and after one of 16 MB was freed.
+LARGE = """
+import ctypes, sys
+from mednext_edge.serving.memory import bound_heaps
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc.mallinfo2.restype = Info
+if sys.argv[1] == "bounded":
+    bound_heaps()
+def mapped():
+    before = libc.mallinfo2().hblks
+    block = libc.malloc(2_000_000)
+    found = libc.mallinfo2().hblks - before
+    libc.free(block)
+    return found
+first = mapped()
+libc.free(libc.malloc(16_000_000))
+print(first, mapped())
+"""
+
 # How many objects in cycles are there at most, when many are made after a large start.
 CYCLES = """
 import gc, sys
@@ -72,6 +96,12 @@ def said(program: str, word: str) -> list[str]:
 def test_threads_bound_heaps() -> None:
     assert int(said(HEAPS, "own")[0]) > 8
     assert int(said(HEAPS, "shared")[0]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit that moves is glibc's")
+def test_large_blocks_stay_out_of_the_heaps() -> None:
+    assert said(LARGE, "as it is")[1] == "0"
+    assert said(LARGE, "bounded") == ["1", "1"]
 
 
 def test_the_collector_leaves_alone_what_was_there_at_the_start() -> None:
