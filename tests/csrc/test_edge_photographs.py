@@ -21,6 +21,7 @@ from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.task import Inference, Normalization, Preprocessing, Task
 from tests.csrc.edge_bundles import FakeNetwork, fake_task, installed_library, write_fake_bundle
 from tests.csrc.test_edge_parity import compare
+from tests.csrc.test_edge_stream import wait_for
 
 SCALED = Normalization(scheme="ct", mean=0, sd=60, lower=0, upper=255)
 
@@ -53,15 +54,51 @@ def test_photographs(
     with fake_edge.open(write_fake_bundle(tmp_path / "described", task)) as model:
         info = model.describe()
         assert (info.colour.decode(), info.channels, info.kind) == (colour, 1 if colour == "grey" else 3, 0)
-        assert info.needs_whole_volume == 1
+        assert info.needs_whole_volume == 0
         volume = picture(channels)
         expected = model.segment(volume)
-        with model.stream(volume) as stream:
-            stream.push(0, 1)
-            assert stream.describe().reason == b"photographs are taken whole"
-            np.testing.assert_array_equal(stream.finish(), expected)
         pixels = Volume(volume.array.astype(np.uint8), volume.affine)
         np.testing.assert_array_equal(model.segment(pixels), expected)
+
+
+@pytest.mark.parametrize("colour", ["RGB", "BGR", "grey"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(24, 18), None], ids=["stretched", "tiled"])
+def test_frames_run_as_they_come(
+    fake_edge: EdgeLibrary, tmp_path: Path, colour: Colour, channels: int, size: tuple[int, int] | None
+) -> None:
+    recipe = photographs(colour, size=size, image_order=1, crop_nonzero=False)
+    film = picture(channels, depth=4)
+    film = Volume(film.array.astype(np.uint8), film.affine)
+    with fake_edge.open(write_fake_bundle(tmp_path / "bundle", fake_task(recipe, patch=(24, 18)))) as model:
+        with model.stream(film) as stream:
+            windows = stream.describe().patches // 4
+            for frame in range(4):
+                assert stream.describe().patches_early == frame * windows
+                stream.push(frame, 1)
+                wait_for(stream, (frame + 1) * windows)
+            assert stream.describe().reason == b""
+            labels = stream.finish()
+        np.testing.assert_array_equal(labels, model.segment(film))
+        assert len(np.unique(labels)) > 1
+
+
+def test_a_film_that_goes_dark(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
+    """What was guessed of its borders is wrong with the last frame, and colours are not taken a second time."""
+    film = picture(depth=3)
+    film.array[..., 0, :] = film.array[..., 0] = film.array[..., -1, :] = film.array[..., -1] = 9
+    film.array[:, 2] = 0
+    film = Volume(film.array.astype(np.uint8), film.affine)
+    with fake_edge.open(write_fake_bundle(tmp_path / "bundle", fake_task(photographs("BGR"), patch=(16, 12)))) as model:
+        with model.stream(film) as stream:
+            stream.push(0, 2)
+            wait_for(stream, 1)
+            stream.push(2, 1)
+            labels = stream.finish()
+            assert stream.describe().patches_undone > 0
+        np.testing.assert_array_equal(labels, model.segment(film))
+        blue_first = Volume(np.ascontiguousarray(film.array[::-1]), film.affine)
+        assert (labels != model.segment(blue_first)).any()
 
 
 CLASSIFIERS: dict[str, tuple[Preprocessing, dict[str, Any], Volume]] = {

@@ -38,6 +38,8 @@ RECIPES = {
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("bundles")
     tasks = {name: fake_task(recipe, mirror_axes=(0, 1)) for name, recipe in RECIPES.items()}
+    film = Preprocessing(colour="grey", normalization=NONE)
+    tasks["film"] = fake_task(film, patch=(16, 12))
     tasks["classes"] = fake_task(kind="classification", average="logits")
     return [write_fake_bundle(folder / name, task) for name, task in tasks.items()]
 

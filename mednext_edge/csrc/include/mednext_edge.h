@@ -92,7 +92,8 @@ typedef struct mednext_segment_options {
 #define MEDNEXT_SEGMENT_OPTIONS_INIT {sizeof(mednext_segment_options), 0.0, 0, NULL, NULL}
 
 /* An image in the caller's memory, read only, not kept after the call. A photograph (see mednext_info.colour) is one
- * slice of 0 to 255, grey or red, green and blue, channel after channel; its affine may stay that of the _INIT. */
+ * slice of 0 to 255, grey or red, green and blue, channel after channel; its affine may stay that of the _INIT. Frames of
+ * a film are slices of one image. */
 typedef struct mednext_image {
   size_t size;
   const void *voxels;  /* [channels][shape[0]][shape[1]][shape[2]], without gaps */

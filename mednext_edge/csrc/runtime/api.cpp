@@ -136,8 +136,7 @@ mednext_info describe(const Model& model) {
   info.channels = static_cast<int32_t>(manifest.channels);
   info.classes = static_cast<int32_t>(manifest.classes());
   info.spatial_dims = manifest.spatial_dims;
-  info.needs_whole_volume = manifest.classifies || manifest.preprocessing.colour ||
-                            !is_voxelwise(manifest.preprocessing.normalization);
+  info.needs_whole_volume = manifest.classifies || !is_voxelwise(manifest.preprocessing.normalization);
   std::copy(manifest.patch.begin(), manifest.patch.end(), info.patch);
   info.step = manifest.step;
   info.mirror_axes = static_cast<int32_t>(manifest.mirror_axes.size());

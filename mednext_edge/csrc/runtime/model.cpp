@@ -45,13 +45,13 @@ void Model::need(bool classification) const {
 
 // The sliding window over a whole image; `use` gets it and the grid that it ran on, still in its turn at the engine.
 template <class Use>
-void Model::run(const Image& given, const SegmentOptions& options, const Use& use) {
+void Model::run(const Image& given, std::optional<Colour> colour, const SegmentOptions& options, const Use& use) {
   const Computation computation(*this);
   const Computation::Turn turn(*this);
   computation.check();
   const Preprocessing& recipe = manifest_.preprocessing;
   std::vector<float> colours;
-  const Image image = coloured(given, recipe.colour, colours);
+  const Image image = coloured(given, colour, colours);
   const Extent extent = inspect(image, 0, image.shape[0], threads_);
   const Axes axes = network_axes(image.affine, recipe.orientation, recipe.transpose);
   const Grid grid = make_grid(image, recipe, axes, extent);
@@ -70,12 +70,21 @@ void Model::run(const Image& given, const SegmentOptions& options, const Use& us
 
 void Model::segment(const Image& image, const SegmentOptions& options, uint16_t* labels) {
   need(false);
-  run(image, options, [&](Sliding& sliding, const Grid& grid) { restore(sliding.finish(), grid, labels, threads_); });
+  run(image, manifest_.preprocessing.colour, options, [&](Sliding& sliding, const Grid& grid) {
+    restore(sliding.finish(), grid, labels, threads_);
+  });
+}
+
+void Model::segment_coloured(const Image& image, const SegmentOptions& options, uint16_t* labels) {
+  need(false);
+  run(image, std::nullopt, options, [&](Sliding& sliding, const Grid& grid) {
+    restore(sliding.finish(), grid, labels, threads_);
+  });
 }
 
 void Model::classify(const Image& image, const SegmentOptions& options, float* probabilities) {
   need(true);
-  run(image, options, [&](Sliding& sliding, const Grid&) {
+  run(image, manifest_.preprocessing.colour, options, [&](Sliding& sliding, const Grid&) {
     const std::vector<float> found = sliding.finish_classes();
     std::copy(found.begin(), found.end(), probabilities);
   });

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -31,9 +32,11 @@ class Model {
   const std::string& provider() const { return provider_; }
   int threads() const { return threads_; }
 
-  // Of an image whose geometry was checked. Both throw Error(ARGUMENT) where the network answers otherwise, DATA,
+  // Of an image whose geometry was checked. All throw Error(ARGUMENT) where the network answers otherwise, DATA,
   // ENGINE, MEMORY and CANCELLED, and write only when nothing was thrown.
   void segment(const Image& image, const SegmentOptions& options, uint16_t* labels);
+  // The same of what `coloured` made of an image.
+  void segment_coloured(const Image& image, const SegmentOptions& options, uint16_t* labels);
   // Probabilities of the classes, averaged over all windows and slices.
   void classify(const Image& image, const SegmentOptions& options, float* probabilities);
   // Throws Error(ARGUMENT) unless the network answers so.
@@ -45,7 +48,7 @@ class Model {
  private:
   friend class Computation;
   template <class Use>
-  void run(const Image& given, const SegmentOptions& options, const Use& use);
+  void run(const Image& given, std::optional<Colour> colour, const SegmentOptions& options, const Use& use);
 
   Manifest manifest_;
   std::unique_ptr<Engine> engine_;

@@ -9,11 +9,15 @@
 namespace mednext {
 
 Stream::Stream(std::shared_ptr<Model> model, const Image& header, const SegmentOptions& options)
-    : model_(std::move(model)), image_(header), options_(options), computation_(*model_) {
+    : model_(std::move(model)), header_(header), image_(header), options_(options), computation_(*model_) {
   const Manifest& manifest = model_->manifest();
   model_->need(false);
   check_geometry(header, manifest);
   const Preprocessing& recipe = manifest.preprocessing;
+  if (recipe.colour) {
+    image_.dtype = MEDNEXT_FLOAT32;
+    image_.channels = manifest.channels;
+  }
   const Axes axes = network_axes(header.affine, recipe.orientation, recipe.transpose);
   Extent everything{{0, 0, 0}, {}};
   for (int i = 0; i < 3; ++i) everything.last[i] = header.shape[i] - 1;
@@ -21,7 +25,7 @@ Stream::Stream(std::shared_ptr<Model> model, const Image& header, const SegmentO
   check_memory(manifest, header, grid_.shape);
   slice_axis_ = static_cast<int>(std::find(axes.source.begin(), axes.source.end(), 0) - axes.source.begin());
   reason_ = why_not_early();
-  bytes_.resize(static_cast<size_t>(header.channels * voxels(header.shape) * voxel_bytes(header.dtype)));
+  bytes_.resize(static_cast<size_t>(image_.channels * voxels(image_.shape) * voxel_bytes(image_.dtype)));
   image_.voxels = bytes_.data();
   here_.resize(static_cast<size_t>(header.shape[0]));
   if (!reason_.empty()) return;
@@ -57,7 +61,6 @@ void Stream::close() {
 
 std::string Stream::why_not_early() const {
   const Preprocessing& recipe = model_->manifest().preprocessing;
-  if (recipe.colour) return "photographs are taken whole";
   if (!is_voxelwise(recipe.normalization)) return "the normalisation takes its statistics from the whole volume";
   if (grid_.resampled() && grid_.apart != slice_axis_) return "the image is resampled across its slices";
   return "";
@@ -68,6 +71,11 @@ void Stream::push(int64_t first, int64_t count, const void* source) {
   if (first < 0 || count < 1 || first > slices - count)
     fail(MEDNEXT_E_ARGUMENT, "found slices ", first, " to ", first + count - 1, "; expected some of 0 to ", slices - 1);
   const int64_t slice = image_.shape[1] * image_.shape[2] * voxel_bytes(image_.dtype);
+  Image given = header_;
+  given.voxels = source;
+  given.shape[0] = count;
+  std::vector<float> colours;
+  const Image part = coloured(given, model_->manifest().preprocessing.colour, colours);
   std::unique_lock<std::mutex> lock(mutex_);
   if (finished_) fail(MEDNEXT_E_ARGUMENT, "the stream is finished; open another one for the next volume");
   if (failure_) std::rethrow_exception(failure_);
@@ -76,7 +84,7 @@ void Stream::push(int64_t first, int64_t count, const void* source) {
     if (here_[z]) fail(MEDNEXT_E_ARGUMENT, "slice ", z, " came before");
   for (int64_t c = 0; c < image_.channels; ++c)
     std::memcpy(bytes_.data() + (c * slices + first) * slice,
-                static_cast<const unsigned char*>(source) + c * count * slice, static_cast<size_t>(count * slice));
+                static_cast<const unsigned char*>(part.voxels) + c * count * slice, static_cast<size_t>(count * slice));
   const Extent extent = inspect(image_, first, first + count, 1);
   extent_.add(extent);
   std::fill_n(here_.begin() + first, count, true);
@@ -185,7 +193,7 @@ void Stream::finish(uint16_t* labels, size_t count) {
   sliding_.reset();
   lock.unlock();
   computation_.check();
-  model_->segment(image_, options_, labels);
+  model_->segment_coloured(image_, options_, labels);
   lock.lock();
   windows_done_ = static_cast<int64_t>(done_.size());
 }

@@ -45,7 +45,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void join();
 
   const std::shared_ptr<Model> model_;
-  Image image_;
+  const Image header_;     // what is pushed
+  Image image_;            // what is kept of it: `bytes_`, in the colours of the network
   const SegmentOptions options_;
   const Computation computation_;
   std::vector<unsigned char> bytes_;

@@ -211,7 +211,7 @@ def test_jpeg_2000_gives_the_labels_of_the_plain_series(start_node: StartNode, t
     assert first.PixelData == second.PixelData
 
 
-@pytest.mark.parametrize("kind", ["gap", "tilt", "orientation"])
+@pytest.mark.parametrize("kind", ["gap", "tilt", "orientation", "duplicate"])
 def test_what_is_no_regular_volume_is_refused_by_name(
     start_node: StartNode, slices: list[Dataset], tmp_path: Path, kind: str
 ) -> None:
@@ -222,6 +222,8 @@ def test_what_is_no_regular_volume_is_refused_by_name(
             ds.ImagePositionPatient[0] += i
         if kind == "orientation" and i == 3:
             ds.ImageOrientationPatient = [0, 1, 0, 0, 0, 1]
+        if kind == "duplicate" and i == 3:
+            ds.ImagePositionPatient = series[2].ImagePositionPatient
     save_slices(tmp_path / "series", series)
     assert storescu(node.port, tmp_path / "series").returncode == 0
     (failed,) = node.wait("failed")
