@@ -1,11 +1,13 @@
 """libmednext_edge on this machine: against the Python Predictor, and over many volumes.
 
     python benchmarks/edge_runtime.py compare BUNDLE IMAGE ... [--rounds N] [--mirror] [--json]
+    python benchmarks/edge_runtime.py around BUNDLE IMAGE ... [--rounds N] [--mirror] [--json]
     python benchmarks/edge_runtime.py stream BUNDLE IMAGE --seconds S [--rounds N] [--json]
     python benchmarks/edge_runtime.py soak BUNDLE [--volumes 500] [--reopen 100] [--json]
 
 `compare` runs every image in both, in turns, from voxels in memory to labels on the image's grid; peak memory is that
-of a process for each, from start to labels, reading the file included. `stream` hands the slices over one by one, as
+of a process for each, from start to labels, reading the file included. `around` does the same with a stand-in for the
+network, so that only what is around it is timed. `stream` hands the slices over one by one, as
 many seconds as an acquisition takes, and says how long after the last one the labels are there, with a stream and
 without. `soak` says how much more memory the process holds after the last volumes than after the first.
 """
@@ -22,10 +24,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from edge.library import EdgeLibrary, segment_options
-from edge.soak import soak as run_soak
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mednext_edge as mx
+from benchmarks.edge.library import EdgeLibrary, segment_options
+from benchmarks.edge.soak import soak as run_soak
 from mednext_edge import cpu
 from mednext_edge.data.volume import Volume, read_image
 from mednext_edge.environment import environment
@@ -116,6 +120,33 @@ def compare(
         about = {"bundle": info.name.decode(), "precision": info.precision.decode(), "provider": info.provider.decode()}
     report = {**about, "mirror": mirror, "rounds": rounds, "images": results, "environment": environment().model_dump()}
     show(report, as_json)
+
+
+@app.command()
+def around(
+    bundle: Path,
+    images: list[Path],
+    rounds: Annotated[int, typer.Option(min=2)] = 15,
+    mirror: bool = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Everything but the network, in turns."""
+    from benchmarks.edge.around import around as run_around  # brings what only tests need
+
+    found = run_around(bundle, [read_image(path) for path in images], rounds, mirror)
+    results = [
+        {
+            "image": path.name,
+            "different_voxels": one.different_voxels,
+            "seconds": {name: float(np.median(times)) for name, times in one.seconds.items()},
+            "processor_s": {name: float(np.median(times)) for name, times in one.processor_s.items()},
+            "python_over_native": ratio(one.seconds["python"], one.seconds["native"]),
+            "python_over_native_processor": ratio(one.processor_s["python"], one.processor_s["native"]),
+        }
+        for path, one in zip(images, found, strict=True)
+    ]
+    report = {"bundle": bundle.name, "mirror": mirror, "rounds": rounds, "images": results}
+    show({**report, "environment": environment().model_dump()}, as_json)
 
 
 def _peaks(bundle: Path, path: Path, volume: Volume, mirror: bool) -> dict[str, float]:
