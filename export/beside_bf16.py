@@ -6,6 +6,7 @@ naming the layer. So it is asked for parts of the plan, half by half, until ever
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -69,20 +70,30 @@ def culprits(names: Sequence[str], accepts: Callable[[Sequence[str]], bool]) -> 
 
 
 def note(model: ov.Model, job: Job, parts: Mapping[str, Sequence[str]]) -> None:
-    """Write into a model which of its nodes are in bfloat16 because they were refused.
+    """Write into a model which of its nodes are in float although INT8 was asked for: refused, or faster so.
 
     Args:
         model: made of the job's graph.
-        job: its plan names the layers.
+        job: it names the layers.
         parts: the names of what stands for one node of the graph, by its name.
     """
-    from mednext_edge.runtime.openvino_session import REFUSED
+    from mednext_edge.runtime.openvino_session import GIVEN_BACK, REFUSED
 
-    chosen = [layer for layer in layers(job.model.net) if layer.name in job.refused]
-    nodes = [node for layer in chosen for node in find(job.graph.graph, layer)]
-    if nodes:
-        names = {name for node in nodes for name in (node.name, *node.output, *parts.get(node.name, ()))}
-        model.set_rt_info("\n".join(sorted(names)), REFUSED)
+    named = {layer.name: layer for layer in layers(job.model.net)}
+    # A node that has the name of its weights, as parities have, is called otherwise there.
+    renamed = {name: op.get_friendly_name() for op in model.get_ops() for out in op.outputs() for name in out.names}
+
+    def nodes(name: str) -> set[str]:
+        found = find(job.graph.graph, named[name])
+        own = {each for node in found for each in (node.name, *node.output, *parts.get(node.name, ()))}
+        return own | {renamed[each] for each in own if each in renamed}
+
+    refused = {each for name in job.refused for each in nodes(name)}
+    if refused:
+        model.set_rt_info("\n".join(sorted(refused)), REFUSED)
+    given_back = {each: reason for name, reason in job.given_back.items() for each in sorted(nodes(name))}
+    if given_back:
+        model.set_rt_info(json.dumps(given_back), GIVEN_BACK)
 
 
 def _patch(job: Job) -> tuple[int, ...]:

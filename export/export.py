@@ -18,8 +18,8 @@ from mednext_edge.export import onnx as _onnx  # noqa: F401
 from mednext_edge.export import openvino as _openvino  # noqa: F401
 from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, in_int8, silent
-from mednext_edge.export.tune import FILE as TUNING
-from mednext_edge.export.tune import Setting, check_tunable, tuned
+from mednext_edge.export.tune import Setting
+from mednext_edge.export.tuner import Tuner
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel
@@ -68,8 +68,9 @@ def export(
         choose: decides which layers stay in float after all, such as `AccuracyControl.choose`; None quantises all.
         build: what the builders of NVIDIA's targets are told.
         check: called on the finished bundle before it is published.
-        tune: seconds to find out for which form of every block is fastest on this machine; None takes the target's
-            defaults. `tuning.json` in the bundle has the figures.
+        tune: seconds to find out for what is fastest on this machine: the form of every block, the layers of INT8
+            that are faster in float, the threads; None takes the target's defaults. `tuning.json` in the bundle has
+            the figures.
         progress: told of calibration and build, as (what, steps done, steps in all).
 
     Returns:
@@ -99,19 +100,14 @@ def export(
             "accuracy control measures layers on images; give --calib DATA (in Python: calibration=dataset)"
         )
     setting = Setting(target, entry, precision, size, int8_layers)
-    if tune is not None:
-        check_tunable(model, setting)
+    tuner = None if tune is None else Tuner(model, setting, tune, progress)
     if in_int8(precision) and patches is not None:
         from mednext_edge.quantize.equalise import equalise
 
         model = equalise(model, patches)
     writer = BundleWriter(Path(out), force=force)
     with writer as folder:
-        if tune is None:
-            deploy = deploy_form(model, entry, int8_layers)
-        else:
-            deploy, tuning = tuned(model, setting, seconds=tune, progress=progress)
-            (folder / TUNING).write_text(tuning.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        deploy = deploy_form(model, entry, int8_layers) if tuner is None else tuner.forms(model)
         dynamic = dynamic or (entry.open_size and takes_any_size(model)) or build.range is not None
         graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
         job = Job(deploy, graph, precision, size, build, progress)
@@ -121,7 +117,12 @@ def export(
                 plan = choose(entry, job, plan, patches)
             refused = entry.refuses(job, plan) if entry.refuses is not None else ()
             plan = plan.keeping(plan.float_layers.union(refused))
-            job = replace(job, graph=plan.apply(graph), refused=refused, plan=plan)
+            given_back = tuner.layers(job, plan) if tuner is not None else {}
+            plan = plan.keeping(plan.float_layers.union(given_back))
+            job = replace(job, graph=plan.apply(graph), refused=refused, given_back=given_back, plan=plan)
+        if tuner is not None:
+            tuner.threads(job)
+            tuner.write(folder)
         engine = entry.write(job, folder)
         task = deploy.task
         spatial: tuple[int | None, ...] = (None,) * len(size) if dynamic else size

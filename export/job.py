@@ -18,10 +18,10 @@ from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_network, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress, in_int8
-from mednext_edge.export.tune import FILE as TUNING
-from mednext_edge.export.tune import Setting, Tuning, check_tunable
+from mednext_edge.export.tune import Setting, Tuning, check_seconds, check_tunable
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import ESTIMATOR, FLOAT_PATCHES, default_count, draw
+from mednext_edge.runtime.threads import TUNING
 from mednext_edge.task import Frozen, Task
 
 # Demo models whose images come with the package.
@@ -43,7 +43,7 @@ class ExportRequest:
         sensitivity: folder with the layers' sensitivity, for accuracy control to go on with.
         control_minutes: budget of accuracy control; None has no limit.
         build: what the builders of NVIDIA's targets are told.
-        tune: seconds to choose the form of every block by measurement; None takes the target's defaults.
+        tune: seconds to choose forms, layers and threads by measurement; None takes the target's defaults.
         dry_run: check everything, write nothing.
     """
 
@@ -124,6 +124,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     check_network(model, request.target, chosen=bool(request.int8_layers) or request.accuracy_control)
     patch = check_sizes(model, request.patch, request.build)
     if request.tune is not None:
+        check_seconds(request.tune)
         check_tunable(model, Setting(request.target, entry, precision, patch, request.int8_layers))
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)

@@ -43,7 +43,7 @@ def trial(job: Job) -> Session:
 
     with _refusals():
         model = _converted(job)
-    return OpenVinoSession(model, job.model.task, job.precision, patch=job.patch)
+    return OpenVinoSession(model, job.model.task, job.precision, patch=job.patch, threads=job.threads)
 
 
 def _converted(job: Job) -> ov.Model:
@@ -72,9 +72,13 @@ def layers(session: Session, file: Path) -> Layers:
     asked = session.precision.split("-")
     fallbacks = []
     for layer in found:
-        if layer.precision not in asked:
+        names = layer.name.split(",")
+        chosen = next((session.given_back[name] for name in names if name in session.given_back), None)
+        if chosen is not None and layer.precision != asked[0]:
+            reason = chosen
+        elif layer.precision not in asked:
             reason = session.refused or _reason(session.precision, layer.kind, layer.kernel)
-        elif layer.precision != asked[0] and session.kept.intersection(layer.name.split(",")):
+        elif layer.precision != asked[0] and session.kept.intersection(names):
             reason = REASON
         else:
             continue

@@ -7,7 +7,7 @@ the library behind one is imported only when it writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,9 @@ class Job:
         build: for NVIDIA's targets.
         progress: told of calibration and build.
         refused: names of layers that `Target.refuses` named; they are in float.
+        given_back: names of layers that are in float because they are faster so -> the reason, for the report.
         plan: what is INT8 in the graph; None where nothing is.
+        threads: CPU threads of a trial in OpenVINO; None leaves the choice to the engine.
     """
 
     model: LoadedModel
@@ -84,7 +86,9 @@ class Job:
     build: BuildOptions = field(default_factory=BuildOptions)
     progress: Progress = silent
     refused: tuple[str, ...] = ()
+    given_back: Mapping[str, str] = field(default_factory=dict)
     plan: Plan | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

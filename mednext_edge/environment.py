@@ -5,6 +5,8 @@ No host name, no user name and no path: reports travel with bundles.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import re
 from datetime import UTC, datetime
@@ -74,6 +76,12 @@ def environment() -> Environment:
         python=platform.python_version(),
         packages=_versions(PACKAGES),
     )
+
+
+def machine_digest(where: Environment) -> str:
+    """SHA-256 in hex of what decides how fast a processor is: timings of another digest say nothing of this one."""
+    parts = (where.platform, where.cpu, where.physical_cores, where.usable_cores, where.isa)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:

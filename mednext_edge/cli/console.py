@@ -39,7 +39,9 @@ DEVICE_OPTION = typer.Option(
     metavar="DEVICE",
     help="Device in the engine's terms, such as CPU, GPU or cuda:1. [default: CPU; CUDA for TensorRT]",
 )
-THREADS_OPTION = typer.Option("--threads", min=1, help="CPU threads. [default: the engine chooses]")
+THREADS_OPTION = typer.Option(
+    "--threads", min=1, help="CPU threads. [default: what --tune found on this machine; else the engine chooses]"
+)
 METRIC = typer.Option(
     "--metric",
     metavar="METRIC",

@@ -27,6 +27,7 @@ from mednext_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from mednext_edge.export.job import ExportOutcome
+    from mednext_edge.export.tune import Tuning
     from mednext_edge.nvidia.recipe import HardwareCompatibility
 
 # As in the table of targets, which is not imported for a help text; a test compares the two.
@@ -209,11 +210,13 @@ def export(
         bool,
         typer.Option(
             "--tune/--no-tune",
-            help="Choose the form of every up block by measurement on this machine (openvino); kept for the next time.",
+            help="Choose by measurement on this machine (openvino): the form of every up block, layers of INT8 that "
+            "are faster in float, CPU threads; kept for the next time.",
         ),
     ] = False,
     tune_seconds: Annotated[
-        float | None, typer.Option("--tune-seconds", min=0, help="Longest time for --tune. [default: 60]")
+        float | None,
+        typer.Option("--tune-seconds", min=0, help="Longest time for --tune. [default: 60]"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -297,9 +300,37 @@ def _show(outcome: ExportOutcome) -> None:
             ["block", "input", "form", "ratio", "interval"],
             [(c.name, " x ".join(map(str, c.size)), c.form, *_ratio(c.ratio)) for c in outcome.tuning.blocks],
         )
+        _show_layers(outcome.tuning)
+        _show_threads(outcome.tuning)
     if outcome.gate is not None:
         say(f"accuracy gate {outcome.gate.status}: {outcome.gate.reason}")
     say(f"{outcome.path} written in {outcome.seconds:.0f} s", "green")
+
+
+def _show_layers(tuning: Tuning) -> None:
+    if tuning.layers is None:
+        return
+    found = tuning.layers
+    measured = sum(layer.ratio is not None for layer in found.layers)
+    faster = sum(layer.saved_ms > 0 for layer in found.layers)
+    say(f"{measured} of {len(found.layers)} layers measured alone, {faster} of them faster in float")
+    if found.trials:
+        show_table(
+            "The whole network: time with layers in float over all in INT8",
+            ["layers in float", "kept", "ratio", "interval"],
+            [(str(t.float_layers), "yes" if t.kept else "no", *_ratio(t.ratio)) for t in found.trials],
+        )
+
+
+def _show_threads(tuning: Tuning) -> None:
+    found = tuning.threads
+    if found is None or not found.counts:
+        return
+    show_table(
+        f"Threads: {found.chosen or found.own} chosen, OpenVINO takes {found.own} by itself",
+        ["threads", "against", "ratio", "interval"],
+        [(str(c.threads), "" if c.against is None else str(c.against), *_ratio(c.ratio)) for c in found.counts],
+    )
 
 
 def _ratio(ratio: tuple[float, float, float] | None) -> tuple[str, str]:

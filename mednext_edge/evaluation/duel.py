@@ -77,8 +77,8 @@ class Pairs:
     other's data in the caches, favours nobody.
 
     Args:
-        until: `time.monotonic()` after which no new pair begins, but for the first.
-        most: pairs, for the progress.
+        until: time of the clock after which no new pair begins, but for the first.
+        clock: seconds.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class Pairs:
         until: float,
         generator: np.random.Generator,
         progress: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.this, self.reference, self.calls, self.until = this, reference, calls, until
-        self.generator, self.progress = generator, progress
+        self.generator, self.progress, self.clock = generator, progress, clock
         self.this_ms: list[float] = []
         self.reference_ms: list[float] = []
         self._order: list[bool] = []
@@ -100,7 +101,7 @@ class Pairs:
     def draw(self, count: int) -> Logs:
         start = len(self.this_ms)
         for _ in range(count):
-            if self.this_ms and time.monotonic() > self.until:
+            if self.this_ms and self.clock() > self.until:
                 break
             if not self._order:
                 self._order = [bool(first) for first in self.generator.permutation([True, False])]

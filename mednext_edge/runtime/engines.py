@@ -24,7 +24,7 @@ class OpenOptions:
 
     Attributes:
         device: name of the device in the engine's own terms; None is the CPU, or CUDA for an engine that needs it.
-        threads: CPU threads; None lets the engine choose.
+        threads: CPU threads; None takes what `--tune` measured on this machine, or else lets the engine choose.
         patch: spatial size to run at; None is the one it was exported for.
     """
 
@@ -52,7 +52,7 @@ def open(
         model: folder of a bundle, or a loaded model (which runs in PyTorch, FP32).
         device: a name that the engine knows, such as `CPU`, `GPU` or `cuda:1`; None is the CPU, or CUDA for an engine
             that needs it.
-        threads: CPU threads; None lets the engine choose.
+        threads: CPU threads; None takes what `--tune` measured on this machine, or else lets the engine choose.
         patch: spatial size to run at; None is the one it was exported for.
 
     Raises:
@@ -103,15 +103,14 @@ def _check_patch(spec: ModelSpec, patch: tuple[int, ...] | None) -> None:
 
 def _openvino(file: Path, manifest: Manifest, options: OpenOptions) -> Session:
     from mednext_edge.runtime.openvino_session import OpenVinoSession
+    from mednext_edge.runtime.threads import TUNING, recorded_threads
 
-    return OpenVinoSession(
-        file,
-        manifest.task,
-        manifest.precision,
-        patch=options.patch or manifest.input.patch,
-        device=options.device or CPU,
-        threads=options.threads,
-    )
+    patch, device, threads = options.patch or manifest.input.patch, options.device or CPU, options.threads
+    # What is not listed has no digest; a bundle that is still being written lists nothing.
+    listed = not manifest.files or any(entry.path == TUNING for entry in manifest.files)
+    if threads is None and device == CPU and listed:
+        threads = recorded_threads(file.parent, patch)
+    return OpenVinoSession(file, manifest.task, manifest.precision, patch=patch, device=device, threads=threads)
 
 
 def _native(file: Path, manifest: Manifest, options: OpenOptions) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 REFUSED = "mednext_edge_refused"
 """Entry of a graph: names of nodes in bfloat16 since the exporting machine had no INT8 kernel for them, one a line."""
+GIVEN_BACK = "mednext_edge_given_back"
+"""Entry of a graph: JSON, names of nodes that are not INT8 since float was measured to be faster, with the reason."""
 LAYER_KINDS = ("Convolution", "Deconvolution", "MVN", "FullyConnected", "MatMul")
 # The suffix of the kernel's name says what it computes in; the layer's own precision is that of its input.
 KERNEL_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -63,15 +66,13 @@ class OpenVinoSession(Session):
         threads: CPU threads; None lets OpenVINO choose.
 
     Attributes:
-        refused: why layers outside INT8 do not compute in the precision that was asked for; empty where they may.
         kept: names of nodes that the graph has in bfloat16 since there was no INT8 kernel for them beside it.
+        given_back: names of nodes that tuning left in float -> why.
 
     Raises:
         TargetUnavailableError: no such device.
         ExportError: the plugin refuses the model.
     """
-
-    refused = ""
 
     def __init__(
         self,
@@ -107,14 +108,16 @@ class OpenVinoSession(Session):
             graph = core.read_model(model) if isinstance(model, Path) else model
             if patch is not None:
                 graph.reshape([1, task.model.in_channels, *patch])
-            names = str(graph.get_rt_info(REFUSED).astype(str)) if graph.has_rt_info(REFUSED) else ""
-            self.kept = frozenset(names.splitlines())
+            self.kept = frozenset(_noted(graph, REFUSED, "").splitlines())
+            self.given_back: dict[str, str] = json.loads(_noted(graph, GIVEN_BACK, "{}"))
             shape = graph.inputs[0].partial_shape
             self.patch = None if shape.is_dynamic else tuple(int(n) for n in shape.to_shape())[2:]
             self._compiled: ov.CompiledModel | None = self._compile(core, graph, device, options)
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot compile this model for {device}: {error}") from error
         self._request = self._compiled.create_infer_request()
+        if device == "CPU":
+            self.used_threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
 
     def _compile(self, core: ov.Core, graph: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
         try:
@@ -170,3 +173,7 @@ class OpenVinoSession(Session):
 
     def close(self) -> None:
         self._compiled = self._request = None
+
+
+def _noted(graph: ov.Model, entry: str, default: str) -> str:
+    return str(graph.get_rt_info(entry).astype(str)) if graph.has_rt_info(entry) else default

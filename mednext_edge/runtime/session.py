@@ -23,6 +23,8 @@ class Session(ABC):
         precision: the precision that was asked for, such as `int8`.
         patch: spatial size the engine was compiled for; None takes any multiple of the network's divisor.
         threads: CPU threads it was given; None left the choice to the engine.
+        used_threads: CPU threads it has; None where the engine does not tell.
+        refused: why layers outside INT8 do not compute in the precision that was asked for; empty where they may.
     """
 
     task: Task
@@ -30,6 +32,8 @@ class Session(ABC):
     precision: str
     patch: tuple[int, ...] | None
     threads: int | None = None
+    used_threads: int | None = None
+    refused: str = ""
 
     def run(self, x: Array) -> Array:
         """[N, C, *patch] float32 -> logits [N, classes, *patch] float32, of a classification [N, classes].
