@@ -6,7 +6,8 @@
     python benchmarks/edge_runtime.py soak BUNDLE [--volumes 500] [--reopen 100] [--json]
 
 `compare` runs every image in both, in turns, from voxels in memory to labels on the image's grid; peak memory is that
-of a process for each, from start to labels, reading the file included. `around` does the same with a stand-in for the
+of a process for each, from start to labels, reading the file included. Times are those of the clock and of the
+processors, which other work on the machine disturbs less. `around` does the same with a stand-in for the
 network, so that only what is around it is timed. `stream` hands the slices over one by one, as
 many seconds as an acquisition takes, and says how long after the last one the labels are there, with a stream and
 without. `soak` says how much more memory the process holds after the last volumes than after the first.
@@ -94,15 +95,17 @@ def compare(
             volume = read_image(path)
             options = segment_options(mirror=mirror)
             taken: dict[str, list[float]] = {"python": [], "native": []}
+            used: dict[str, list[float]] = {"python": [], "native": []}
             labels = {"python": mx.predict(session, volume, mirror=mirror), "native": model.segment(volume, options)}
             for index in range(rounds):
                 for name in ("python", "native") if index % 2 else ("native", "python"):
-                    start = time.perf_counter()
+                    start, before = time.perf_counter(), time.process_time()
                     if name == "python":
                         mx.predict(session, volume, mirror=mirror)
                     else:
                         model.segment(volume, options)
                     taken[name].append(time.perf_counter() - start)
+                    used[name].append(time.process_time() - before)
                 print(f"\r{path.name}: round {index + 1} of {rounds}", end="", file=sys.stderr)
             print(file=sys.stderr)
             results.append(
@@ -112,7 +115,9 @@ def compare(
                     "different_voxels": int((labels["python"] != labels["native"]).sum()),
                     "agreement": float((labels["python"] == labels["native"]).mean()),
                     "seconds": {name: float(np.median(times)) for name, times in taken.items()},
+                    "processor_s": {name: float(np.median(times)) for name, times in used.items()},
                     "python_over_native": ratio(taken["python"], taken["native"]),
+                    "python_over_native_processor": ratio(used["python"], used["native"]),
                     "peak_memory_mb": _peaks(bundle, path, volume, mirror),
                 }
             )
