@@ -183,6 +183,7 @@ def test_checkpoint_that_is_none(mednext_export: Cli, tmp_path: Path, monkeypatc
 def test_tuning_that_cannot_be(mednext_export: Cli, checkpoint: Path) -> None:
     for arguments, words in (
         (["--tune-seconds", 5], "without --tune"),
+        (["--tune", "--tune-seconds", -1], "--tune-seconds"),
         (["--target", "onnx", "--tune"], "one form of every block alone"),
     ):
         done = mednext_export(checkpoint, *arguments, "--dry-run")
