@@ -1,16 +1,19 @@
-"""Target `native`: our own INT8 engine for CPUs, for MedNeXt alone."""
+"""Target `native`: our own engine for CPUs, for MedNeXt alone."""
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast, get_args
 
 from mednext_edge.bundle import Engine
 from mednext_edge.errors import ExportError
 from mednext_edge.evaluation.report import Layers
 from mednext_edge.export.targets import TARGETS, Job, Target
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.ops.int8_net import Net8
+from mednext_edge.ops.float_net import FloatPrecision
+from mednext_edge.ops.packed_net import CpuNet
 from mednext_edge.quantize.flavour import Flavour
 from mednext_edge.runtime.session import Session
 
@@ -40,34 +43,39 @@ def trial(job: Job) -> Session:
 
 def accepts(model: LoadedModel) -> None:
     """Raises ExportError for a network that the engine has no form of."""
-    from mednext_edge.quantize.int8_net import check_native
+    from mednext_edge.fusion.native import check_native
 
     check_native(model)
 
 
-def _net(job: Job) -> Net8:
+def _net(job: Job) -> CpuNet:
+    from mednext_edge.fusion.native import float_net
     from mednext_edge.quantize.int8_net import int8_net
 
+    if job.precision in get_args(FloatPrecision):
+        return float_net(job.model, cast(FloatPrecision, job.precision))
     if job.plan is None:
-        raise ExportError("the native engine computes in INT8 alone; give a plan of it")
+        raise ExportError("found a job in INT8 without a plan; calibrate the network first")
     return int8_net(job.model, job.plan)
 
 
 def layers(session: Session, file: Path) -> Layers:
     """Three layers a block, and the shortcuts; there is nothing that an engine could put elsewhere."""
+    from mednext_edge.ops.packed_net import precision_of
     from mednext_edge.runtime.native_file import load_net
 
     net = load_net(file)
     shortcuts = sum(block.shortcut is not None for block in net.blocks)
-    counts = {"int8": 3 * len(net.blocks) + shortcuts, "fp32": 2 + len(net.blocks)}  # stem, head, norms
-    return Layers(counts_by_precision=counts, fallbacks=())
+    counts = Counter({precision_of(net): 3 * len(net.blocks) + shortcuts})
+    counts["fp32"] += 2 + len(net.blocks)  # stem, head, norms
+    return Layers(counts_by_precision=dict(counts), fallbacks=())
 
 
 TARGETS.add(
     "native",
     Target(
-        summary="mednext-edge's own INT8 engine",
-        precisions=("int8",),
+        summary="mednext-edge's own engine",
+        precisions=("int8", "bf16", "fp32"),
         package="mednext-edge",
         device="CPU",
         rewrites=("parity",),  # as its plan has them; the engine puts them together again

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from mednext_edge.errors import ExportError
 from mednext_edge.fusion.instance_norm import InstanceNorm
+from mednext_edge.fusion.native import check_native, float_dense, form_of, mednext_blocks
 from mednext_edge.fusion.parity import ParityConvTranspose
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.models.mednext import Block, DownBlock, MedNeXt, UpBlock
-from mednext_edge.ops.int8_net import LINES, Block8, Dense, Dense8, Form, Net8
+from mednext_edge.models.mednext import Block, DownBlock, UpBlock
+from mednext_edge.ops.int8_net import LINES, Block8, Dense8, Net8
 from mednext_edge.ops.parity import parity_taps
 from mednext_edge.quantize.flavour import LEVELS
 from mednext_edge.quantize.plan import Plan
 from mednext_edge.quantize.qdq import quantize_weight
 from mednext_edge.quantize.ranges import ActivationRange
 
-KERNELS = (3, 5, 7)
 LOWEST = 0.17
 """GELU gives nothing below its negative."""
 
@@ -41,7 +41,7 @@ def int8_net(model: LoadedModel, plan: Plan) -> Net8:
         ExportError: the network has a part that the engine does not know, or the plan leaves a layer in float.
     """
     net = check_native(model)
-    blocks = [(name, block) for name, block in net.named_modules() if isinstance(block, Block)]
+    blocks = mednext_blocks(net)
     missing = [
         f"{name}.{layer}"
         for name, _ in blocks
@@ -54,31 +54,7 @@ def int8_net(model: LoadedModel, plan: Plan) -> Net8:
             "quantise all layers, or export with --target openvino"
         )
     head = net.get_submodule("out_0.conv_out")
-    return Net8(_dense(net.stem), tuple(_block(name, block, plan) for name, block in blocks), _dense(head))
-
-
-def check_native(model: LoadedModel) -> MedNeXt:
-    """The network, known to be one that the engine can run.
-
-    Raises:
-        ExportError: it has a part that the engine does not know.
-    """
-    found, net = "", model.net
-    if not isinstance(net, MedNeXt):
-        found = model.task.model.variant
-    elif net.config.norm != "group":
-        found = f"a MedNeXt with the norm `{net.config.norm}`"
-    elif net.config.grn or any(net.config.down_grn):
-        found = "a MedNeXt with global response norm"
-    elif unknown := {net.config.encoder_kernel, net.config.decoder_kernel}.difference(KERNELS):
-        found = f"a MedNeXt with the kernel {min(unknown)}"
-    if found:
-        raise ExportError(
-            f"found {found}; the native engine runs MedNeXt in 2-D and 3-D with the norm `group` and the kernels "
-            f"{', '.join(map(str, KERNELS))}. Export with --target openvino"
-        )
-    assert isinstance(net, MedNeXt)
-    return net
+    return Net8(float_dense(net.stem), tuple(_block(name, block, plan) for name, block in blocks), float_dense(head))
 
 
 def _block(name: str, block: Block, plan: Plan) -> Block8:
@@ -100,7 +76,7 @@ def _block(name: str, block: Block, plan: Plan) -> Block8:
             bias = bias + block.res_conv.bias
             shortcut = Dense8(shortcut.weight, shortcut.scale, (shortcut.bias - block.res_conv.bias).contiguous())
     return Block8(
-        form=Form.DOWN if isinstance(block, DownBlock) else Form.UP if isinstance(block, UpBlock) else Form.SAME,
+        form=form_of(block),
         residual=block.residual,
         in_step=steps["conv1"],
         depthwise=depthwise,
@@ -195,8 +171,3 @@ def _dense8(layer: nn.Module, levels: int, seen: ActivationRange, step: float) -
     if seen.mean is not None:
         bias = bias + (matrix.double() - whole * unit[:, None]) @ seen.mean.double()
     return Dense8(whole.contiguous(), (unit * step).float(), bias.float())
-
-
-def _dense(layer: nn.Module) -> Dense:
-    assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
-    return Dense(layer.weight.detach().float().flatten(1).contiguous(), layer.bias.detach().float().contiguous())

@@ -166,4 +166,5 @@ for _precision in ("fp32", "bf16"):
 ENGINES.add("stock nncf int8", Engine("int8", False, _write_nncf, _stock("int8")))
 for _precision in ("fp32", "bf16", "int8", "int8-bf16"):
     ENGINES.add(f"ours {_precision}", Engine(_precision, True, _write_ours("openvino", _precision), _ours))
-ENGINES.add("ours native int8", Engine("int8", True, _write_ours("native", "int8"), _ours))
+for _precision in ("fp32", "bf16", "int8"):
+    ENGINES.add(f"ours native {_precision}", Engine(_precision, True, _write_ours("native", _precision), _ours))

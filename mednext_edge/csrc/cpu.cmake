@@ -3,7 +3,8 @@
 find_package(Threads REQUIRED)
 set(cpu ${CMAKE_CURRENT_LIST_DIR}/cpu)
 add_library(mednext_cpu SHARED ${CMAKE_CURRENT_LIST_DIR}/runtime/cpu_features.cpp ${cpu}/dispatch.cpp ${cpu}/ops.cpp
-  ${cpu}/int8/block.cpp ${cpu}/int8/net.cpp)
+  ${cpu}/net.cpp
+  ${cpu}/int8/block.cpp ${cpu}/int8/net.cpp ${cpu}/float/block.cpp ${cpu}/float/net.cpp)
 target_include_directories(mednext_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)
 target_link_libraries(mednext_cpu PRIVATE Threads::Threads)
 target_compile_options(mednext_cpu PRIVATE
@@ -21,17 +22,24 @@ set(flags_avx_vnni ${flags_avx2} -mavxvnni)
 set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma)
 set(flags_avx512_vnni ${flags_avx512} -mavx512vnni -mavx512vbmi)
 set(flags_avx512_bf16 ${flags_avx512_vnni} -mavx512bf16)
-foreach(set IN LISTS sets)
-  add_library(mednext_cpu_${set} OBJECT ${cpu}/isa.cpp ${cpu}/int8/isa.cpp)
-  target_include_directories(mednext_cpu_${set} PRIVATE ${CMAKE_CURRENT_LIST_DIR}/include)
+function(add_cpu_set set flags)
+  add_library(mednext_cpu_${set} OBJECT ${ARGN})
+  target_include_directories(mednext_cpu_${set} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/include)
   set_target_properties(mednext_cpu_${set} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   # Optimised in any build: without it, the kernels are a hundred times slower.
-  target_compile_options(mednext_cpu_${set} PRIVATE ${flags_${set}}
+  target_compile_options(mednext_cpu_${set} PRIVATE ${flags}
     $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-O3 -ffp-contract=fast -Wall -Wextra -Wno-psabi>
     # GCC 12 takes the undefined registers of its own headers for a mistake of theirs.
     $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized -Wno-maybe-uninitialized>)
   target_sources(mednext_cpu PRIVATE $<TARGET_OBJECTS:mednext_cpu_${set}>)
+endfunction()
+foreach(set IN LISTS sets)
+  add_cpu_set(${set} "${flags_${set}}" ${cpu}/isa.cpp ${cpu}/int8/isa.cpp ${cpu}/float/isa.cpp)
 endforeach()
+# Of AMX there are products of bfloat16 alone; the rest is that of the set before it.
+if("avx512_bf16" IN_LIST sets)
+  add_cpu_set(amx "${flags_avx512_bf16};-mamx-tile;-mamx-bf16" ${cpu}/float/isa.cpp)
+endif()
 
 install(TARGETS mednext_cpu
   LIBRARY DESTINATION mednext_edge/lib

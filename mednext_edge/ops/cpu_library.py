@@ -1,6 +1,6 @@
 """Our operators for CPUs, of `libmednext_cpu`, called with addresses.
 
-Channels-last float32, but for networks in INT8. The header `mednext_cpu_ops.h` says what each computes.
+Channels-last float32, but for whole networks. The header `mednext_cpu_ops.h` says what each computes.
 """
 
 from __future__ import annotations
@@ -46,6 +46,18 @@ class NetBlock(ctypes.Structure):
     )
 
 
+class FloatNetBlock(ctypes.Structure):
+    """`mednext_cpu_float_block` of the header."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("form", "kernel", "depth", "residual")),
+        *((name, ctypes.c_int64) for name in ("c_in", "hidden", "c_out")),
+        *_pointers("depthwise"),
+        ("eps", ctypes.c_float),
+        *_pointers("expand", "expand_bias", "compress", "compress_bias", "shortcut", "shortcut_bias"),
+    )
+
+
 _LAYER, _POINTER, _SIZE, _THREADS = ctypes.POINTER(Layer), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dwconv3d_forward": (_LAYER, *(_POINTER,) * 4, _THREADS),
@@ -53,8 +65,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dwconv3d_weight": (_LAYER, *(_POINTER,) * 3, _THREADS),
     "channel_norm": (*(_SIZE,) * 3, *(_POINTER,) * 3, ctypes.c_double, *(_POINTER,) * 3, _THREADS),
     "channel_norm_backward": (*(_SIZE,) * 3, *(_POINTER,) * 8, _THREADS),
-    "net_new": (ctypes.POINTER(DenseLayer), ctypes.POINTER(DenseLayer), _POINTER),
+    "net_new": (ctypes.POINTER(DenseLayer), ctypes.POINTER(DenseLayer), ctypes.c_int32, _POINTER),
     "net_add": (_POINTER, ctypes.POINTER(NetBlock)),
+    "net_add_float": (_POINTER, ctypes.POINTER(FloatNetBlock)),
     "net_run": (_POINTER, *(_SIZE,) * 3, _POINTER, _POINTER, _THREADS),
     "net_free": (_POINTER,),
     "fake_quantize_backward": (_SIZE, _POINTER, _POINTER, ctypes.c_float, _POINTER, _POINTER, _THREADS),
@@ -75,14 +88,18 @@ def _functions() -> dict[str, Any]:
     return found
 
 
-def new_net(stem: DenseLayer, head: DenseLayer) -> int:
+def new_net(stem: DenseLayer, head: DenseLayer, precision: int) -> int:
     """The address of a network without blocks; give it to `free_net` when it is not used any more.
+
+    Args:
+        stem, head: its ends.
+        precision: a `MEDNEXT_CPU_INT8`, `FP32` or `BF16` of the header `mednext_cpu_net.h`.
 
     Raises:
         MednextEdgeError: the library is missing, or there is not enough memory.
     """
     net = ctypes.c_void_p()
-    _run("net_new", ctypes.byref(stem), ctypes.byref(head), ctypes.byref(net))
+    _run("net_new", ctypes.byref(stem), ctypes.byref(head), precision, ctypes.byref(net))
     assert net.value is not None
     return net.value
 
@@ -93,7 +110,11 @@ def free_net(net: int) -> None:
 
 
 def isa() -> str:
-    """The instruction set that the operators use: `plain`, `avx2`, `avx512`, `avx512_vnni` or `avx512_bf16`."""
+    """The instruction set that the operators use.
+
+    One of `plain`, `avx2`, `avx_vnni`, `avx512`, `avx512_vnni`, `avx512_bf16` and `amx`, which multiplies bfloat16 in
+    tiles and is the one before it in all else.
+    """
     function = load().mednext_cpu_isa
     function.restype = ctypes.c_char_p
     return str(function().decode())

@@ -1,4 +1,4 @@
-"""What the INT8 kernels of `libmednext_cpu` compute, by PyTorch in float64: the twin of `PackedNet8`."""
+"""What the INT8 kernels of `libmednext_cpu` compute, by PyTorch in float64: the twin of a packed `Net8`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mednext_edge.ops.int8_net import Block8, Dense8, Form, Net8
+from mednext_edge.ops.int8_net import Block8, Dense8, Net8
+from mednext_edge.ops.net_parts import Form
 
 LARGEST, LARGEST16 = 128, 32767
 CONV = {2: F.conv2d, 3: F.conv3d}

@@ -1,4 +1,4 @@
-"""Our INT8 engine for CPUs, `libmednext_cpu`, as a session."""
+"""Our engine for CPUs, `libmednext_cpu`, as a session."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 
 from mednext_edge.errors import TargetUnavailableError
 from mednext_edge.ops import cpu_library
-from mednext_edge.ops.int8_net import Net8
-from mednext_edge.ops.int8_net_cpu import PackedNet8
+from mednext_edge.ops.packed_net import CpuNet, PackedNet, precision_of
 from mednext_edge.runtime.native_file import load_net
 from mednext_edge.runtime.session import Array, Session
 from mednext_edge.task import Task
@@ -20,7 +19,7 @@ DEVICE = "CPU"
 
 
 class NativeSession(Session):
-    """A network in INT8 on the CPU; it takes any patch that the network takes.
+    """A network on the CPU; it takes any patch that the network takes.
 
     Args:
         model: a network, or the path of its file.
@@ -37,7 +36,7 @@ class NativeSession(Session):
 
     def __init__(
         self,
-        model: Net8 | Path,
+        model: CpuNet | Path,
         task: Task,
         *,
         patch: tuple[int, ...] | None = None,
@@ -50,9 +49,9 @@ class NativeSession(Session):
         self.task = task
         self.patch = patch
         self.threads = threads
-        self.precision = "int8"
+        self.precision = precision_of(net)
         self.provider = f"mednext-edge {version('mednext-edge')} ({cpu_library.isa()})"
-        self._net: PackedNet8 | None = PackedNet8(net)
+        self._net: PackedNet | None = PackedNet(net)
 
     def _run(self, x: Array) -> Array:
         assert self._net is not None, "this session is closed"

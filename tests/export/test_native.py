@@ -21,7 +21,7 @@ from mednext_edge.export.export import TARGETS, check_network, export
 from mednext_edge.export.native import FILE
 from mednext_edge.export.tune import Setting, check_tunable
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.runtime.native_file import KEY, load_net
+from mednext_edge.runtime.native_file import KEY, PRODUCTS, load_net
 from mednext_edge.runtime.native_session import NativeSession
 from tests.fusion.networks import MEDNEXT, loaded
 
@@ -63,6 +63,46 @@ def test_bundle_is_whole(bundle: Path) -> None:
     shortcuts = sum(block.shortcut is not None for block in net.blocks)
     assert found.counts_by_precision == {"int8": 3 * len(net.blocks) + shortcuts, "fp32": len(net.blocks) + 2}
     assert found.fallbacks == ()
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def float_bundle(request: pytest.FixtureRequest, plain: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("native") / request.param
+    return export(plain, target="native", precision=request.param, out=out, patch=PATCH)
+
+
+def test_float_needs_no_calibration(plain: LoadedModel, float_bundle: Path) -> None:
+    manifest = verify(float_bundle)
+    bound = {"fp32": 1e-5, "bf16": 2e-2}[manifest.precision]
+    x = np.random.default_rng(1).normal(size=(2, 1, *PATCH)).astype(np.float32)
+    with torch.no_grad():
+        expected = plain.net(torch.from_numpy(x))[0].numpy()
+    with mx.open(float_bundle) as session:
+        assert session.precision == manifest.precision
+        found = session.run(x)
+        layers = TARGETS["native"].layers(session, float_bundle / FILE)
+    assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
+    net = load_net(float_bundle / FILE)
+    inner = 3 * len(net.blocks) + sum(block.shortcut is not None for block in net.blocks)
+    outer = len(net.blocks) + 2  # norms, stem, head
+    counts = {"fp32": inner + outer} if manifest.precision == "fp32" else {"bf16": inner, "fp32": outer}
+    assert layers.counts_by_precision == counts
+    assert layers.fallbacks == ()
+
+
+def test_bfloat16_takes_half_the_room(plain: LoadedModel, tmp_path: Path) -> None:
+    """Weights of products are stored as such; and none of a float32 file is taken for one."""
+    files = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        files[precision] = export(plain, target="native", precision=precision, out=out, patch=PATCH) / FILE
+    products = sum(tensor.numel() for name, tensor in load_file(files["fp32"]).items() if name.endswith(PRODUCTS))
+    assert abs(files["fp32"].stat().st_size - files["bf16"].stat().st_size - 2 * products) < 1024
+    with safe_open(files["bf16"], framework="pt") as opened:
+        net = opened.metadata()[KEY]
+    save_file(load_file(files["fp32"]), files["bf16"], metadata={KEY: net})
+    with pytest.raises(ExportError, match=r"expand.weight is torch.float32; expected torch.bfloat16"):
+        load_net(files["bf16"])
 
 
 def test_it_takes_any_patch(bundle: Path) -> None:

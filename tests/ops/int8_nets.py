@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mednext_edge.ops.int8_net import Block8, Dense, Dense8, Form, Net8
+from mednext_edge.ops.int8_net import Block8, Dense8, Net8
+from mednext_edge.ops.net_parts import Dense, Form
 
 STEP = 0.05
 

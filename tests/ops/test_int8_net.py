@@ -12,12 +12,13 @@ import torch
 
 from mednext_edge.errors import UsageError
 from mednext_edge.ops import cpu_library
-from mednext_edge.ops.int8_net import Form, Net8
-from mednext_edge.ops.int8_net_cpu import PackedNet8
+from mednext_edge.ops.int8_net import Net8
 from mednext_edge.ops.int8_net_twin import net8_twin
+from mednext_edge.ops.net_parts import Form
+from mednext_edge.ops.packed_net import PackedNet
 from tests.ops.int8_nets import Draw, draw_net
 
-ISA = ("plain", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16")
+ISA = ("plain", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 # Kernel, axes, channels, size: whole blocks of 16 channels and parts, rows longer and shorter than is taken at once.
 SIZES = (
     (3, 3, 16, (8, 8, 12)),
@@ -52,7 +53,7 @@ def check() -> None:
             for resampled in (True, False):
                 net = one_level(kernel, dims, channels, residual=residual, resampled=resampled)
                 x = torch.randn(2, *size, generator=g)
-                found, exact = PackedNet8(net)(x).double(), net8_twin(net, x)
+                found, exact = PackedNet(net)(x).double(), net8_twin(net, x)
                 # Sums in float32 may round the other way at a tie: one level of one number of the hidden tensor.
                 error = (found - exact).abs() / exact.std()
                 assert error.square().mean().sqrt() < 0.01, (kernel, dims, channels, size, residual, resampled)
@@ -79,11 +80,11 @@ def test_a_whole_network(dims: int) -> None:
     net = draw_net(dims=dims, levels=3)
     x = torch.randn(2, *(16, 24, 8)[:dims], generator=torch.Generator().manual_seed(0))
     exact = net8_twin(net, x)
-    assert (PackedNet8(net)(x) - exact).norm() < 0.1 * exact.norm()
+    assert (PackedNet(net)(x) - exact).norm() < 0.1 * exact.norm()
 
 
 def test_results_do_not_depend_on_threads() -> None:
-    packed, x = PackedNet8(draw_net(width=20)), torch.randn(2, 12, 40, 8)
+    packed, x = PackedNet(draw_net(width=20)), torch.randn(2, 12, 40, 8)
     one = packed(x, threads=1)
     assert all(torch.equal(packed(x, threads=threads), one) for threads in (2, 3, 7))
 
@@ -91,16 +92,16 @@ def test_results_do_not_depend_on_threads() -> None:
 def test_sizes_take_turns() -> None:
     """Memory of one size is no trace in the next."""
     net = draw_net()
-    packed, sizes = PackedNet8(net), ((8, 8, 8), (4, 16, 8), (16, 8, 4), (8, 8, 8))
+    packed, sizes = PackedNet(net), ((8, 8, 8), (4, 16, 8), (16, 8, 4), (8, 8, 8))
     images = [torch.randn(2, *size) for size in sizes]
     together = [packed(x) for x in images]
-    assert all(torch.equal(found, PackedNet8(net)(x)) for found, x in zip(together, images, strict=True))
+    assert all(torch.equal(found, PackedNet(net)(x)) for found, x in zip(together, images, strict=True))
 
 
 FORKED = """
 import os, torch
-from tests.ops.test_int8_net import PackedNet8, draw_net
-packed, x = PackedNet8(draw_net()), torch.randn(2, 8, 8, 8)
+from tests.ops.test_int8_net import PackedNet, draw_net
+packed, x = PackedNet(draw_net()), torch.randn(2, 8, 8, 8)
 before = packed(x, threads=2)
 child = os.fork()
 if child == 0:
@@ -119,7 +120,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 @pytest.mark.parametrize("value", [1e30, -1e30, float("inf"), float("nan")])
 def test_a_wild_voxel_harms_no_other_image(value: float) -> None:
-    packed, x = PackedNet8(draw_net()), torch.randn(2, 8, 8, 8)
+    packed, x = PackedNet(draw_net()), torch.randn(2, 8, 8, 8)
     before, wild = packed(x), x.clone()
     wild[0, 3, 3, 3] = value
     packed(wild)
@@ -133,13 +134,13 @@ def test_the_largest_sums_stay_in_16_bits() -> None:
     x = torch.full((2, 8, 8, 8), 1e6)
     x[:, 4, 4, 4] = -1e6
     exact = net8_twin(net, x)
-    assert (PackedNet8(net)(x) - exact).abs().max() < 0.05 * exact.std()
+    assert (PackedNet(net)(x) - exact).abs().max() < 0.05 * exact.std()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8, 8), (2, 8, 8), (2, 8, 8, 6), (2, 0, 8, 8)])
 def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="multiples of 4"):
-        PackedNet8(draw_net())(torch.zeros(shape))
+        PackedNet(draw_net())(torch.zeros(shape))
 
 
 def test_numbers_that_do_not_fit() -> None:

@@ -17,8 +17,8 @@ from mednext_edge.fusion import fuse
 from mednext_edge.fusion.parity import ParityConvTranspose
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.loaded import LoadedModel
-from mednext_edge.ops.int8_net import Form
-from mednext_edge.ops.int8_net_cpu import PackedNet8
+from mednext_edge.ops.net_parts import Form
+from mednext_edge.ops.packed_net import PackedNet
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.flavour import Flavour
 from mednext_edge.quantize.int8_net import HiddenLevels, int8_net
@@ -49,7 +49,7 @@ def planned(config: MedNeXtConfig) -> tuple[LoadedModel, Plan, CalibrationSet]:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_as_near_to_float_as_the_graph(name: str) -> None:
     model, plan, calibration = planned(MEDNEXT[name])
-    packed = PackedNet8(int8_net(model, plan))
+    packed = PackedNet(int8_net(model, plan))
     graph = plan.apply(exporter.to_onnx(model, calibration.patches[0].shape[2:]))
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     ours, theirs = [], []

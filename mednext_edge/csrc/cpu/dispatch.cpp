@@ -4,6 +4,13 @@
 #include <exception>
 #include <iterator>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "float/net.h"
+#include "float/sets.h"
 #include "int8/net.h"
 #include "int8/sets.h"
 #include "ops.h"
@@ -15,25 +22,53 @@ struct Set {
   uint32_t needs;
   const mednext::CpuKernels& kernels;
   const mednext::Int8Kernels& int8;
+  const mednext::FloatKernels<float>& fp32;
+  const mednext::FloatKernels<mednext::Bf16>& bf16;
 };
 
 [[maybe_unused]] constexpr uint32_t VNNI = MEDNEXT_CPU_AVX512 | MEDNEXT_CPU_AVX512_VNNI | MEDNEXT_CPU_AVX512_VBMI;
+[[maybe_unused]] constexpr uint32_t BF16 = VNNI | MEDNEXT_CPU_AVX512_BF16;
+
+#define MEDNEXT_SET(name, needs)                                                                            \
+  {                                                                                                         \
+#name, needs, mednext::name::KERNELS, mednext::name::INT8_KERNELS, mednext::name::FP32_KERNELS,          \
+        mednext::name::BF16_KERNELS                                                                         \
+  }
 
 // Best first.
 const Set SETS[] = {
 #if defined(MEDNEXT_CPU_X86)
-    {"avx512_bf16", VNNI | MEDNEXT_CPU_AVX512_BF16, mednext::avx512_bf16::KERNELS, mednext::avx512_bf16::INT8_KERNELS},
-    {"avx512_vnni", VNNI, mednext::avx512_vnni::KERNELS, mednext::avx512_vnni::INT8_KERNELS},
-    {"avx512", MEDNEXT_CPU_AVX512, mednext::avx512::KERNELS, mednext::avx512::INT8_KERNELS},
-    {"avx_vnni", MEDNEXT_CPU_AVX2 | MEDNEXT_CPU_AVX_VNNI, mednext::avx_vnni::KERNELS, mednext::avx_vnni::INT8_KERNELS},
-    {"avx2", MEDNEXT_CPU_AVX2, mednext::avx2::KERNELS, mednext::avx2::INT8_KERNELS},
+    {"amx", BF16 | MEDNEXT_CPU_AMX_BF16, mednext::avx512_bf16::KERNELS, mednext::avx512_bf16::INT8_KERNELS,
+     mednext::avx512_bf16::FP32_KERNELS, mednext::amx::BF16_KERNELS},
+    MEDNEXT_SET(avx512_bf16, BF16),
+    MEDNEXT_SET(avx512_vnni, VNNI),
+    MEDNEXT_SET(avx512, MEDNEXT_CPU_AVX512),
+    MEDNEXT_SET(avx_vnni, MEDNEXT_CPU_AVX2 | MEDNEXT_CPU_AVX_VNNI),
+    MEDNEXT_SET(avx2, MEDNEXT_CPU_AVX2),
 #endif
-    {"plain", 0, mednext::plain::KERNELS, mednext::plain::INT8_KERNELS},
+    MEDNEXT_SET(plain, 0),
 };
+
+// Tiles are too much to save for every process: Linux wants to be asked first (Documentation/arch/x86/xstate.rst). Other
+// systems have not been tried.
+bool tiles_are_allowed() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+  return false;
+#endif
+}
+
+uint32_t usable_features() {
+  const uint32_t features = mednext_cpu_features();
+  constexpr uint32_t TILES = MEDNEXT_CPU_AMX_INT8 | MEDNEXT_CPU_AMX_BF16;
+  return (features & TILES) && !tiles_are_allowed() ? features & ~TILES : features;
+}
 
 const Set& chosen() {
   static const Set& found = []() -> const Set& {
-    const uint32_t features = mednext_cpu_features();
+    const uint32_t features = usable_features();
     const char* const most = std::getenv("MEDNEXT_CPU_ISA");
     const Set* first = std::begin(SETS);
     for (const Set& set : SETS)
@@ -56,15 +91,36 @@ bool valid(const mednext_cpu_dwconv3d* l) {
          (l->kernel == 3 || l->kernel == 5 || l->kernel == 7) && (l->stride == 1 || l->stride == 2);
 }
 
+// What blocks of any arithmetic have.
+template <class Block>
+bool valid_form(const Block* b) {
+  return b && b->c_in > 0 && b->hidden > 0 && b->c_out > 0 && b->form >= MEDNEXT_CPU_SAME &&
+         b->form <= MEDNEXT_CPU_UP && (b->kernel == 3 || b->kernel == 5 || b->kernel == 7) &&
+         (b->depth == 1 || b->depth == b->kernel) && b->eps >= 0;
+}
+template <class Block>
+bool has_shortcut(const Block* b) {
+  return b->form != MEDNEXT_CPU_SAME && b->residual;
+}
+
 bool valid(const mednext_cpu_block* b) {
-  if (!b || b->c_in < 1 || b->hidden < 1 || b->c_out < 1 || b->form < MEDNEXT_CPU_SAME || b->form > MEDNEXT_CPU_UP)
-    return false;
-  const bool shortcut = b->form != MEDNEXT_CPU_SAME && b->residual;
-  return (b->kernel == 3 || b->kernel == 5 || b->kernel == 7) && (b->depth == 1 || b->depth == b->kernel) &&
-         b->in_step > 0 && b->norm_step > 0 && b->eps >= 0 &&
+  return valid_form(b) && b->in_step > 0 && b->norm_step > 0 &&
          all(b->depthwise, b->expand, b->compress, b->table, b->depthwise_scale, b->expand_scale, b->expand_bias,
              b->compress_scale, b->compress_bias) &&
-         (!shortcut || all(b->shortcut, b->shortcut_scale, b->shortcut_bias));
+         (!has_shortcut(b) || all(b->shortcut, b->shortcut_scale, b->shortcut_bias));
+}
+
+bool valid(const mednext_cpu_float_block* b) {
+  return valid_form(b) && all(b->depthwise, b->expand, b->expand_bias, b->compress, b->compress_bias) &&
+         (!has_shortcut(b) || all(b->shortcut, b->shortcut_bias));
+}
+
+mednext_cpu_net* make_net(const mednext_cpu_dense& stem, const mednext_cpu_dense& head, int32_t precision) {
+  switch (precision) {
+    case MEDNEXT_CPU_FP32: return new mednext::FloatNet<float>(chosen().fp32, stem, head);
+    case MEDNEXT_CPU_BF16: return new mednext::FloatNet<mednext::Bf16>(chosen().bf16, stem, head);
+    default: return new mednext::Net8(chosen().int8, stem, head);
+  }
 }
 
 template <class Call>
@@ -76,6 +132,15 @@ int32_t guarded(bool good, const Call& call) {
     return MEDNEXT_CPU_NO_MEMORY;
   }
   return MEDNEXT_CPU_OK;
+}
+
+// Appends a block to a network of its arithmetic.
+template <class Net, class Block>
+int32_t add_block(mednext_cpu_net* any, const Block* block) {
+  auto* const net = dynamic_cast<Net*>(any);
+  return guarded(net && valid(block) && net->fits(static_cast<mednext::Form>(block->form), block->depth, block->c_in,
+                                                  block->c_out),
+                 [&] { net->add(*block); });
 }
 
 }  // namespace
@@ -118,16 +183,22 @@ int32_t mednext_cpu_fake_quantize_backward(int64_t count, const float* grad, con
   });
 }
 
-int32_t mednext_cpu_net_new(const mednext_cpu_dense* stem, const mednext_cpu_dense* head, mednext_cpu_net** net) {
+int32_t mednext_cpu_net_new(const mednext_cpu_dense* stem, const mednext_cpu_dense* head, int32_t precision,
+                            mednext_cpu_net** net) {
   const auto good = [](const mednext_cpu_dense* l) { return l && l->c_in > 0 && l->c_out > 0 && all(l->weight, l->bias); };
-  return guarded(net && good(stem) && good(head) && head->c_in == stem->c_out,
-                 [&] { *net = new mednext_cpu_net(chosen().int8, *stem, *head); });
+  const bool known = precision >= MEDNEXT_CPU_INT8 && precision <= MEDNEXT_CPU_BF16;
+  return guarded(net && known && good(stem) && good(head) && head->c_in == stem->c_out,
+                 [&] { *net = make_net(*stem, *head, precision); });
 }
 
 void mednext_cpu_net_free(mednext_cpu_net* net) { delete net; }
 
 int32_t mednext_cpu_net_add(mednext_cpu_net* net, const mednext_cpu_block* block) {
-  return guarded(net && valid(block) && net->fits(*block), [&] { net->add(*block); });
+  return add_block<mednext::Net8>(net, block);
+}
+
+int32_t mednext_cpu_net_add_float(mednext_cpu_net* net, const mednext_cpu_float_block* block) {
+  return add_block<mednext::AnyFloatNet>(net, block);
 }
 
 int32_t mednext_cpu_net_run(mednext_cpu_net* net, int64_t d, int64_t h, int64_t w, const float* x, float* y,

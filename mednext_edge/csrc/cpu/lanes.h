@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+#define MEDNEXT_ISA amx
+#define MEDNEXT_LANES 16
+#elif defined(__AVX512BF16__)
 #define MEDNEXT_ISA avx512_bf16
 #define MEDNEXT_LANES 16
 #elif defined(__AVX512VNNI__)
@@ -22,6 +25,22 @@
 #else
 #define MEDNEXT_ISA plain
 #define MEDNEXT_LANES 4
+#endif
+
+#if defined(__clang__)
+#define MEDNEXT_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define MEDNEXT_UNROLL _Pragma("GCC unroll 16")
+#else
+#define MEDNEXT_UNROLL
+#endif
+// What a lambda holds is read again after every byte that is stored, unless it is inlined with it.
+#if defined(__GNUC__)
+#define MEDNEXT_INLINE __attribute__((always_inline)) inline
+#define MEDNEXT_APART __attribute__((noinline))
+#else
+#define MEDNEXT_INLINE inline
+#define MEDNEXT_APART
 #endif
 
 // Every instruction set has functions of its own: the linker must not take one for another's.

@@ -1,4 +1,4 @@
-// Our own INT8 engine, which libmednext_cpu computes: the twin of mednext_edge/runtime/native_file.py.
+// Our own engine, which libmednext_cpu computes: the twin of mednext_edge/runtime/native_file.py.
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -32,6 +32,15 @@ Functions load_functions() {
 const Functions& functions() {
   static const Functions cpu = load_functions();  // tried again by the next call where it throws
   return cpu;
+}
+
+// As the file says, INT8 where it says nothing.
+int32_t precision_of(const Field& net) {
+  const std::unique_ptr<Field> given = net.find("precision");
+  if (!given) return MEDNEXT_CPU_INT8;
+  if (given->text() == "fp32") return MEDNEXT_CPU_FP32;
+  if (given->text() == "bf16") return MEDNEXT_CPU_BF16;
+  given->wrong("fp32 or bf16, or none for INT8");
 }
 
 int32_t form_of(const Field& field) {
@@ -92,20 +101,27 @@ class Native : public Engine {
     };
     const mednext_cpu_dense stem = dense("stem", manifest.channels, channels);
     const mednext_cpu_dense head = dense("head", channels, manifest.outputs);
+    const int32_t precision = precision_of(net);
     mednext_cpu_net* made = nullptr;
-    check(cpu_.mednext_cpu_net_new(&stem, &head, &made), "stem and head");
+    check(cpu_.mednext_cpu_net_new(&stem, &head, precision, &made), "stem and head");
     net_ = Net(made, cpu_.mednext_cpu_net_free);
-    for (size_t i = 0; i < blocks.size(); ++i) add(file, blocks[i], "blocks." + std::to_string(i), manifest);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const std::string name = "blocks." + std::to_string(i);
+      const int32_t code = precision == MEDNEXT_CPU_INT8
+                               ? add(file, blocks[i], name, manifest)
+                               : add_float(file, blocks[i], name, manifest, precision == MEDNEXT_CPU_BF16);
+      check(code, name);
+    }
     file.all_taken();
   }
 
-  void add(const Safetensors& file, const Field& field, const std::string& name, const Manifest& manifest) {
-    mednext_cpu_block block{};
+  // What blocks of any arithmetic have; returns the shape of the depthwise kernel.
+  template <class Block>
+  static Safetensors::Dimensions describe(const Safetensors& file, const Field& field, const std::string& name,
+                                          const Manifest& manifest, Block& block) {
     block.form = form_of(field["form"]);
     block.residual = field["residual"].flag();
-    block.in_step = static_cast<float>(field["in_step"].number());
     block.eps = static_cast<float>(field["eps"].number());
-    block.norm_step = static_cast<float>(field["norm_step"].number());
     const Safetensors::Dimensions& kernel = file.shape(name + ".depthwise");
     const auto axes = static_cast<size_t>(manifest.spatial_dims);
     if (kernel.size() != axes + 1) throw std::invalid_argument(name + " is of another number of axes");
@@ -115,9 +131,21 @@ class Native : public Engine {
     block.kernel = static_cast<int32_t>(kernel[1]);
     block.depth = axes == 3 ? block.kernel : 1;
     block.c_in = kernel[0];
-    block.hidden = file.shape(name + ".expand.bias").empty() ? 0 : file.shape(name + ".expand.bias")[0];
-    block.c_out = file.shape(name + ".compress.bias").empty() ? 0 : file.shape(name + ".compress.bias")[0];
-    const int64_t parities = block.form == MEDNEXT_CPU_UP ? int64_t{1} << axes : 1;
+    const auto width = [&](const char* bias) {
+      const Safetensors::Dimensions& shape = file.shape(name + bias);
+      return shape.empty() ? 0 : shape[0];
+    };
+    block.hidden = width(".expand.bias");
+    block.c_out = width(".compress.bias");
+    return kernel;
+  }
+
+  int32_t add(const Safetensors& file, const Field& field, const std::string& name, const Manifest& manifest) {
+    mednext_cpu_block block{};
+    const Safetensors::Dimensions kernel = describe(file, field, name, manifest, block);
+    block.in_step = static_cast<float>(field["in_step"].number());
+    block.norm_step = static_cast<float>(field["norm_step"].number());
+    const int64_t parities = block.form == MEDNEXT_CPU_UP ? int64_t{1} << manifest.spatial_dims : 1;
     block.depthwise = file.int8(name + ".depthwise", kernel);
     block.depthwise_scale = file.floats(name + ".depthwise_scale", {parities, block.c_in});
     block.table = file.uint8(name + ".table", {256});
@@ -132,7 +160,26 @@ class Native : public Engine {
     dense("compress", block.hidden, block.c_out, block.compress, block.compress_scale, block.compress_bias);
     if (block.form != MEDNEXT_CPU_SAME && block.residual)
       dense("shortcut", block.c_in, block.c_out, block.shortcut, block.shortcut_scale, block.shortcut_bias);
-    check(cpu_.mednext_cpu_net_add(net_.get(), &block), name);
+    return cpu_.mednext_cpu_net_add(net_.get(), &block);
+  }
+
+  int32_t add_float(const Safetensors& file, const Field& field, const std::string& name, const Manifest& manifest,
+                    bool bf16) {
+    mednext_cpu_float_block block{};
+    block.depthwise = file.floats(name + ".depthwise", describe(file, field, name, manifest, block));
+    std::vector<float> wide[3];  // weights that are stored in bfloat16
+    const auto dense = [&](const char* part, int64_t c_in, int64_t c_out, std::vector<float>& room,
+                           const float*& weight, const float*& bias) {
+      const std::string whole = name + "." + part;
+      if (bf16) room = file.bf16(whole + ".weight", {c_out, c_in});
+      weight = bf16 ? room.data() : file.floats(whole + ".weight", {c_out, c_in});
+      bias = file.floats(whole + ".bias", {c_out});
+    };
+    dense("expand", block.c_in, block.hidden, wide[0], block.expand, block.expand_bias);
+    dense("compress", block.hidden, block.c_out, wide[1], block.compress, block.compress_bias);
+    if (block.form != MEDNEXT_CPU_SAME && block.residual)
+      dense("shortcut", block.c_in, block.c_out, wide[2], block.shortcut, block.shortcut_bias);
+    return cpu_.mednext_cpu_net_add_float(net_.get(), &block);
   }
 
   static void check(int32_t code, const std::string& name) {

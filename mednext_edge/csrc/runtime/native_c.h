@@ -7,6 +7,7 @@
   X(mednext_cpu_isa)                \
   X(mednext_cpu_net_new)            \
   X(mednext_cpu_net_add)            \
+  X(mednext_cpu_net_add_float)      \
   X(mednext_cpu_net_run)            \
   X(mednext_cpu_net_free)
 

@@ -16,11 +16,17 @@ constexpr const char* kMetadata = "__metadata__";
 
 size_t size_of(const std::string& type) {
   if (type == "F32") return 4;
+  if (type == "BF16") return 2;
   if (type == "I8" || type == "U8") return 1;
   return 0;  // none that is read here
 }
 
 [[noreturn]] void wrong(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_finite(const std::string& name, const float* begin, const float* end) {
+  if (!std::all_of(begin, end, [](float x) { return std::isfinite(x); }))
+    wrong(name + " holds numbers that are not finite");
+}
 
 std::string text(const Safetensors::Dimensions& shape) {
   std::string result = "[";
@@ -92,9 +98,20 @@ const char* Safetensors::data(const std::string& name, const char* type, const D
 
 const float* Safetensors::floats(const std::string& name, const Dimensions& shape) const {
   const auto* const first = reinterpret_cast<const float*>(data(name, "F32", shape));
-  if (!std::all_of(first, first + entry(name).bytes / sizeof(float), [](float x) { return std::isfinite(x); }))
-    wrong(name + " holds numbers that are not finite");
+  check_finite(name, first, first + entry(name).bytes / sizeof(float));
   return first;
+}
+std::vector<float> Safetensors::bf16(const std::string& name, const Dimensions& shape) const {
+  const char* const from = data(name, "BF16", shape);
+  std::vector<float> wide(entry(name).bytes / 2);
+  for (size_t i = 0; i < wide.size(); ++i) {
+    uint16_t half;
+    std::memcpy(&half, from + 2 * i, 2);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    std::memcpy(&wide[i], &bits, 4);
+  }
+  check_finite(name, wide.data(), wide.data() + wide.size());
+  return wide;
 }
 const int8_t* Safetensors::int8(const std::string& name, const Dimensions& shape) const {
   return reinterpret_cast<const int8_t*>(data(name, "I8", shape));

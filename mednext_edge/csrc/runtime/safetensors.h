@@ -26,6 +26,7 @@ class Safetensors {
 
   // A tensor of that type and shape. Throws std::invalid_argument for another, or none, and for floats that are not finite.
   const float* floats(const std::string& name, const Dimensions& shape) const;
+  std::vector<float> bf16(const std::string& name, const Dimensions& shape) const;  // widened
   const int8_t* int8(const std::string& name, const Dimensions& shape) const;
   const uint8_t* uint8(const std::string& name, const Dimensions& shape) const;
   // Throws std::invalid_argument if there is a tensor that none of these has given.

@@ -24,14 +24,7 @@ Packed packed(PanelSizes sizes, const float* scale, const float* bias, int64_t c
 
 }  // namespace
 
-Lines<float> padded(const float* values, int64_t count, int64_t size) {
-  Lines<float> result(size);
-  result.fill(0);
-  std::copy_n(values, count, result.data());
-  return result;
-}
-
-Block::Block(const Int8Kernels& kernels, const mednext_cpu_block& given)
+Block8::Block8(const Int8Kernels& kernels, const mednext_cpu_block& given)
     : form(static_cast<Form>(given.form)),
       kernel(given.kernel),
       depth(given.depth),
@@ -59,7 +52,7 @@ Block::Block(const Int8Kernels& kernels, const mednext_cpu_block& given)
   for (int line = -128; line < 128; ++line) table.data()[static_cast<uint8_t>(line)] = given.table[line + 128];
 }
 
-void Block::take_depthwise(const Int8Kernels& kernels, const mednext_cpu_block& given) {
+void Block8::take_depthwise(const Int8Kernels& kernels, const mednext_cpu_block& given) {
   const int64_t taps = depth * kernel * kernel;
   std::vector<int8_t> weights(static_cast<std::size_t>(c_in * taps), 0);
   std::copy_n(given.depthwise, given.c_in * taps, weights.data());

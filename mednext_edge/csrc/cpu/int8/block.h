@@ -1,8 +1,7 @@
 // One block of a network as the kernels read it.
 #pragma once
 
-#include "../../include/mednext_cpu_net.h"
-#include "../lines.h"
+#include "../net.h"
 #include "jobs.h"
 
 namespace mednext {
@@ -17,9 +16,9 @@ struct Packed {
   Scales scales() const { return {scale.data(), bias.data()}; }
 };
 
-class Block {
+class Block8 {
  public:
-  Block(const Int8Kernels& kernels, const mednext_cpu_block& given);
+  Block8(const Int8Kernels& kernels, const mednext_cpu_block& given);
 
   Form form;
   int64_t kernel, depth, c_in, hidden, c_out;  // padded
@@ -37,10 +36,5 @@ class Block {
  private:
   void take_depthwise(const Int8Kernels& kernels, const mednext_cpu_block& given);
 };
-
-inline int64_t whole_blocks(int64_t channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }
-
-// `values` and zeros up to `size`.
-Lines<float> padded(const float* values, int64_t count, int64_t size);
 
 }  // namespace mednext

@@ -5,29 +5,11 @@
 // with a margin of zeros, which the next depthwise convolution reads.
 #pragma once
 
-#include <cstdint>
+#include "../view.h"
 
 namespace mednext {
 
-constexpr int64_t BLOCK = 16;
 constexpr uint8_t ZERO = 128;  // of INT8
-
-// Voxel (z, y, x) of channel block b begins at data + z * plane + y * row + b * block + x * step.
-template <class T>
-struct View {
-  T* data;
-  int64_t plane, row, block, step;
-
-  T* at(int64_t z, int64_t y, int64_t x) const { return data + z * plane + y * row + x * step; }
-};
-
-template <class T>
-View<const T> read_only(const View<T>& view) {
-  return {view.data, view.plane, view.row, view.block, view.step};
-}
-
-// Of the depthwise convolution of a block: as it stands, with stride 2, or transposed with stride 2.
-enum class Form : int32_t { same = 0, down = 1, up = 2 };
 
 struct Depthwise8 {
   Form form;
@@ -114,9 +96,6 @@ struct Head {
   const float *weight, *bias;  // weight [classes in blocks, c_in, BLOCK], bias [classes]; padded
   float* y;
 };
-
-// Voxels that go through a feed-forward or a 1x1x1 convolution together.
-constexpr int64_t TILE = 48;
 
 // Voxels are counted row by row; `scratch` holds what the `scratch_bytes` say.
 struct Int8Kernels {

@@ -209,18 +209,4 @@ inline Sixteen block_of(const Sums* sums, int b) {
 #endif
 }
 
-// Calls part(i, z, y, x) for voxels begin + i of rows of `w` and planes of `h` rows.
-template <class Part>
-MEDNEXT_INLINE void over_voxels(int64_t begin, int64_t end, int64_t h, int64_t w, Part part) {
-  int64_t x = begin % w, y = begin / w % h, z = begin / w / h;
-  for (int64_t i = 0; i < end - begin; ++i) {
-    part(i, z, y, x);
-    if (++x < w) continue;
-    x = 0;
-    if (++y < h) continue;
-    y = 0;
-    ++z;
-  }
-}
-
 }  // namespace mednext::MEDNEXT_ISA

@@ -7,24 +7,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../lanes.h"
+#include "../voxels.h"
 #include "jobs.h"
-
-#if defined(__clang__)
-#define MEDNEXT_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
-#define MEDNEXT_UNROLL _Pragma("GCC unroll 8")
-#else
-#define MEDNEXT_UNROLL
-#endif
-// What a lambda holds is read again after every byte that is stored, unless it is inlined with it.
-#if defined(__GNUC__)
-#define MEDNEXT_INLINE __attribute__((always_inline)) inline
-#define MEDNEXT_APART __attribute__((noinline))
-#else
-#define MEDNEXT_INLINE inline
-#define MEDNEXT_APART
-#endif
 
 namespace mednext::MEDNEXT_ISA {
 
@@ -92,15 +76,6 @@ inline const Held* broadcast(const Held* group) { return group; }
 constexpr int SUMS = sizeof(Sums) / sizeof(int32_t);
 constexpr int NARROW = 2 * BLOCK / SUMS < COLUMNS ? 2 * BLOCK / SUMS : BLOCK / SUMS;  // of products into the stream
 constexpr int PANEL = COLUMNS * SUMS, OUT_PANEL = NARROW * SUMS;
-
-// Asks for a cache line that is wanted soon; beyond the memory of a tensor it does nothing.
-inline void prefetch(const void* at) {
-#if defined(__GNUC__)
-  __builtin_prefetch(at);
-#endif
-}
-
-inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Where `finish_hidden` leaves value `i` of a panel.
 inline int64_t hidden_place(int64_t i) {

@@ -1,0 +1,119 @@
+// How tensors of a type are multiplied in one instruction set.
+//
+// Float tensors are multiplied in float32. Bfloat16 tensors are multiplied by AMX, sixteen voxels at once, or by
+// AVX512_BF16, two rows at once: products are exact, and sums in float32. Elsewhere they are multiplied in float32, with
+// weights rounded to bfloat16 all the same.
+#pragma once
+
+#include "numbers.h"
+
+namespace mednext::MEDNEXT_ISA {
+
+// Sums of ROWS x COLUMNS registers stay in registers, with the weights and a value of x: of a product into the hidden
+// tensor (wide), and of one into the stream, whose columns are few (thin).
+template <int WideRows, int Wide, int ThinRows, int Thin>
+struct Registers {
+  static constexpr int WIDE_ROWS = WideRows, WIDE = Wide, THIN_ROWS = ThinRows, THIN = Thin;
+  static constexpr int64_t HIDDEN_PANEL = WIDE * LANES, RESULT_PANEL = THIN * LANES;
+};
+#if MEDNEXT_LANES == 16
+typedef Registers<6, 4, 12, 2> ByRegisters;
+#else
+typedef Registers<6, 2, 6, 2> ByRegisters;
+#endif
+
+template <class T>
+struct Multiplier : ByRegisters {
+  typedef float Held;  // what a tile of voxels is held in
+  typedef float Weight;
+  static constexpr int GROUP = 1;         // rows that are multiplied together
+  static constexpr int64_t ROW_UNIT = 1;  // rows come in multiples of it
+  static constexpr bool IN_TILES = false;
+
+  static MEDNEXT_INLINE Lanes broadcast(const float* x) { return every(*x); }
+  static MEDNEXT_INLINE Lanes add(Lanes sums, Lanes x, const float* weights) { return sums + x * load<Lanes>(weights); }
+  static void begin() {}
+  static void end() {}
+};
+
+#if defined(__AMX_BF16__)
+template <>
+struct Multiplier<Bf16> : Registers<0, 2, 0, 2> {
+  typedef Bf16 Held;
+  typedef Bf16 Weight;
+  static constexpr int GROUP = 2;
+  static constexpr int64_t ROW_UNIT = 32;
+  static constexpr bool IN_TILES = true;
+
+  // All eight tiles: 16 rows of 64 bytes.
+  static void begin() {
+    struct {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } const config;
+    __asm__ volatile("" ::: "memory");
+    _tile_loadconfig(&config);
+  }
+  // Tiles in use would be saved with every change of threads.
+  static void end() { _tile_release(); }
+
+  // x [TILE, rows] by a panel of 32 columns, without bias: three times two tiles of sums.
+  static MEDNEXT_APART void multiply_tile(const Bf16* x, int64_t rows, const Bf16* panel, float* sums) {
+    static_assert(TILE == 48 && LANES == 16, "three tiles of 16 voxels");
+    __asm__ volatile("" ::: "memory");  // the intrinsics do not say that they read memory
+    const int64_t stride = rows * static_cast<int64_t>(sizeof(Bf16));
+    constexpr int64_t ROW = 128;  // bytes of two rows of the panel, of one row of the sums
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int64_t k = 0; k < rows; k += 32, panel += 32 * 32) {
+      const Bf16* const at = x + k;
+      _tile_loadd(7, panel, ROW);
+      _tile_loadd(6, at, stride);
+      _tile_dpbf16ps(0, 6, 7);
+      _tile_loadd(6, at + 16 * rows, stride);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_loadd(6, at + 32 * rows, stride);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_loadd(7, panel + 32, ROW);
+      _tile_dpbf16ps(5, 6, 7);
+      _tile_loadd(6, at + 16 * rows, stride);
+      _tile_dpbf16ps(4, 6, 7);
+      _tile_loadd(6, at, stride);
+      _tile_dpbf16ps(3, 6, 7);
+    }
+    _tile_stored(0, sums, ROW);
+    _tile_stored(1, sums + 16 * 32, ROW);
+    _tile_stored(2, sums + 32 * 32, ROW);
+    _tile_stored(3, sums + 16, ROW);
+    _tile_stored(4, sums + 16 * 32 + 16, ROW);
+    _tile_stored(5, sums + 32 * 32 + 16, ROW);
+  }
+};
+#elif defined(__AVX512BF16__)
+template <>
+struct Multiplier<Bf16> : ByRegisters {
+  typedef Bf16 Held;
+  typedef Bf16 Weight;
+  static constexpr int GROUP = 2;
+  static constexpr int64_t ROW_UNIT = 2;
+  static constexpr bool IN_TILES = false;
+
+  static MEDNEXT_INLINE __m512i broadcast(const Bf16* x) {
+    int32_t both;
+    std::memcpy(&both, x, sizeof(both));
+    return _mm512_set1_epi32(both);
+  }
+  static MEDNEXT_INLINE Lanes add(Lanes sums, __m512i x, const Bf16* weights) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)_mm512_loadu_si512(weights));
+  }
+  static void begin() {}
+  static void end() {}
+};
+#endif
+
+}  // namespace mednext::MEDNEXT_ISA

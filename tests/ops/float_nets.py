@@ -1,0 +1,67 @@
+"""Random networks in float."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mednext_edge.ops.float_net import FloatBlock, FloatNet, FloatPrecision
+from mednext_edge.ops.net_parts import Dense, Form
+
+
+class Draw:
+    """Draws blocks from a generator of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.g = torch.Generator().manual_seed(seed)
+
+    def floats(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.g)
+
+    def dense(self, out: int, c_in: int) -> Dense:
+        return Dense(self.floats(out, c_in) / c_in**0.5, self.floats(out))
+
+    def block(
+        self, form: Form, kernel: int, dims: int, channels: tuple[int, int, int], *, residual: bool = True
+    ) -> FloatBlock:
+        """Of `channels` in, hidden, out."""
+        c_in, hidden, out = channels
+        shortcut = residual and form is not Form.SAME
+        return FloatBlock(
+            form=form,
+            residual=residual,
+            depthwise=self.floats(c_in, *(kernel,) * dims) / kernel ** (dims / 2),
+            eps=1e-5,
+            expand=self.dense(hidden, c_in),
+            compress=self.dense(out, hidden),
+            shortcut=self.dense(out, c_in) if shortcut else None,
+        )
+
+
+def draw_net(
+    kernel: int = 3,
+    dims: int = 3,
+    width: int = 16,
+    levels: int = 2,
+    *,
+    residual: bool = True,
+    precision: FloatPrecision = "fp32",
+    seed: int = 0,
+) -> FloatNet:
+    """A small MedNeXt for 2 channels and 3 classes, one block a stage."""
+    draw = Draw(seed)
+    blocks: list[FloatBlock] = []
+
+    def add(form: Form, c_in: int, out: int) -> None:
+        blocks.append(draw.block(form, kernel, dims, (c_in, 2 * c_in + 5, out), residual=residual))
+
+    for level in range(levels):
+        c = width << level
+        add(Form.SAME, c, c)
+        add(Form.DOWN, c, 2 * c)
+    add(Form.SAME, width << levels, width << levels)
+    for level in reversed(range(levels)):
+        c = width << level
+        add(Form.UP, 2 * c, c)
+        add(Form.SAME, c, c)
+    return FloatNet(draw.dense(width, 2), tuple(blocks), draw.dense(3, width), precision)
