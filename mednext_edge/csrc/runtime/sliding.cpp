@@ -10,6 +10,14 @@
 #include "parallel.h"
 #include "window.h"
 
+// Compiled for each width of vectors; which one runs is chosen when the library is loaded. All round alike, since
+// multiplications and additions are not contracted. Not in builds for sanitizers, which begin after that choice.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__OPTIMIZE__) && defined(__GNUC__) && !defined(__clang__)
+#define MEDNEXT_ANY_WIDTH __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define MEDNEXT_ANY_WIDTH
+#endif
+
 namespace mednext {
 namespace {
 
@@ -30,7 +38,7 @@ inline float exponential(float x) {
 }
 
 // Softmax over the classes of one row, in place: [classes][stride], the first `width` of each.
-void softmax(float* row, int64_t classes, int64_t width) {
+MEDNEXT_ANY_WIDTH void softmax(float* row, int64_t classes, int64_t width) {
   constexpr int64_t kBlock = 64;
   for (int64_t x = 0; x < width; x += kBlock) {
     const int64_t n = std::min(kBlock, width - x);
