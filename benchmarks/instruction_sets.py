@@ -1,8 +1,8 @@
-"""The native engine beside OpenVINO in INT8 with the instruction sets of older and smaller processors, on this one.
+"""The native engine beside OpenVINO with the instruction sets of older and smaller processors, on this one.
 
     python benchmarks/instruction_sets.py NATIVE_BUNDLE OPENVINO_BUNDLE [--rounds N] [--threads N] --out FILE
 
-Both bundles are of one network. For each set that this processor has, both engines are held back to it: ours by
+Both bundles are of one network in one precision. For each set that this processor has, both engines are held back to it: ours by
 MEDNEXT_CPU_ISA, OpenVINO by ONEDNN_MAX_CPU_ISA of the oneDNN in it. All run in processes of their own and are timed in
 turns, in random order. A processor that has nothing more than such a set has other caches and clocks too: ratios tell
 more than times.
@@ -40,7 +40,8 @@ SETS = (
     InstructionSet("avx_vnni", "avx_vnni", "AVX2_VNNI"),
     InstructionSet("avx512", "avx512", "AVX512_CORE"),
     InstructionSet("avx512_vnni", "avx512_vnni", "AVX512_CORE_VNNI"),
-    InstructionSet("amx_int8", "avx512_bf16", "AVX512_CORE_AMX"),
+    InstructionSet("avx512_bf16", "avx512_bf16", "AVX512_CORE_BF16"),
+    InstructionSet("amx_bf16", "amx", "AVX512_CORE_AMX"),
 )
 
 
@@ -57,7 +58,7 @@ class Row:
 
 def main(
     native: Annotated[Path, typer.Argument(help="Bundle of the native engine.")],
-    openvino: Annotated[Path, typer.Argument(help="Bundle of OpenVINO, of the same network, in INT8.")],
+    openvino: Annotated[Path, typer.Argument(help="Bundle of OpenVINO, of the same network and precision.")],
     out: Annotated[Path, typer.Option(help="JSON.")],
     rounds: Annotated[int, typer.Option(min=1)] = 15,
     threads: Annotated[int, typer.Option(min=1)] = 1,

@@ -82,6 +82,8 @@ def export(
         TargetUnavailableError: the target's package is not installed.
         ExportError: a library refuses the network.
     """
+    import onnx
+
     from mednext_edge.export.graph import to_onnx
 
     entry, precision = target_of(target, precision)
@@ -109,7 +111,10 @@ def export(
     with writer as folder:
         deploy = deploy_form(model, entry, int8_layers) if tuner is None else tuner.forms(model)
         dynamic = dynamic or (entry.open_size and takes_any_size(model)) or build.range is not None
-        graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
+        if precision in entry.graphless:
+            graph = onnx.ModelProto()
+        else:
+            graph = to_onnx(deploy, size, dynamic=dynamic, half=precision in entry.half)
         job = Job(deploy, graph, precision, size, build, progress)
         plan = _calibrated(entry, job, patches, int8_layers)
         if plan is not None:

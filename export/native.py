@@ -86,5 +86,6 @@ TARGETS.add(
         open_size=True,
         accepts=accepts,
         whole=True,
+        graphless=get_args(FloatPrecision),
     ),
 )

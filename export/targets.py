@@ -68,7 +68,7 @@ class Job:
 
     Attributes:
         model: in deploy form.
-        graph: the network in the precision, with INT8 written into it.
+        graph: the network in the precision, with INT8 written into it; empty where the target is `graphless`.
         precision: one of the target's.
         patch: spatial size, multiples of the network's divisor.
         build: for NVIDIA's targets.
@@ -116,6 +116,7 @@ class Target:
         accepts: refuses, with ExportError, networks that its engine has no form of, before the work begins; None for
             targets that take any.
         whole: its engine has no float form of a layer, so that there is nothing to choose.
+        graphless: precisions whose engine is written from the network itself; making a graph takes minutes.
         stand_in: opens what ONNX Runtime can run of a bundle whose engine cannot run on this machine.
     """
 
@@ -135,6 +136,7 @@ class Target:
     refuses: Callable[[Job, Plan], tuple[str, ...]] | None = None
     accepts: Callable[[LoadedModel], object] | None = None
     whole: bool = False
+    graphless: tuple[str, ...] = ()
 
     def check_precision(self, name: str, precision: str) -> None:
         """Raises UnknownNameError when this target does not come in that precision."""
