@@ -2,10 +2,10 @@
 
     python benchmarks/instruction_sets.py NATIVE_BUNDLE OPENVINO_BUNDLE [--rounds N] [--threads N] --out FILE
 
-Both bundles are of one network in one precision. For each set that this processor has, both engines are held back to it: ours by
-MEDNEXT_CPU_ISA, OpenVINO by ONEDNN_MAX_CPU_ISA of the oneDNN in it. All run in processes of their own and are timed in
-turns, in random order. A processor that has nothing more than such a set has other caches and clocks too: ratios tell
-more than times.
+Both bundles are of one network in one precision. For each set that this processor has, both engines are held back to
+it: ours by MEDNEXT_CPU_ISA, OpenVINO by ONEDNN_MAX_CPU_ISA of the oneDNN in it. All run in processes of their own and
+are timed in turns, in random order. A processor that has nothing more than such a set has other caches and clocks too:
+ratios tell more than times.
 """
 
 from __future__ import annotations

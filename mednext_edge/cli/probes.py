@@ -42,7 +42,7 @@ def openvino() -> Found:
     return Found([f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME').strip()})" for name in core.available_devices])
 
 
-FAST = ("avx_vnni", "avx512_vnni", "avx512_bf16")
+FAST = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction sets for which the native engine has INT8 products of its own."""
 
 
@@ -50,7 +50,7 @@ def native() -> Found:
     from mednext_edge.ops import cpu_library
 
     isa = cpu_library.isa()
-    return Found([f"CPU ({isa}{'' if isa in FAST else '; made for VNNI'})"])
+    return Found([f"CPU ({isa}{'' if isa in FAST else '; its INT8 is made for VNNI'})"])
 
 
 def onnx() -> Found:
