@@ -1,6 +1,6 @@
 """The native engine beside OpenVINO with the instruction sets of older and smaller processors, on this one.
 
-    python benchmarks/instruction_sets.py NATIVE_BUNDLE OPENVINO_BUNDLE [--rounds N] [--threads N] --out FILE
+    python benchmarks/instruction_sets.py NATIVE_BUNDLE OPENVINO_BUNDLE [--sets A,B] [--rounds N] --out FILE
 
 Both bundles are of one network in one precision. For each set that this processor has, both engines are held back to
 it: ours by MEDNEXT_CPU_ISA, OpenVINO by ONEDNN_MAX_CPU_ISA of the oneDNN in it. All run in processes of their own and
@@ -60,11 +60,17 @@ def main(
     native: Annotated[Path, typer.Argument(help="Bundle of the native engine.")],
     openvino: Annotated[Path, typer.Argument(help="Bundle of OpenVINO, of the same network and precision.")],
     out: Annotated[Path, typer.Option(help="JSON.")],
+    sets: Annotated[
+        str, typer.Option(metavar="A,B", help="Ours by name; OpenVINO's bfloat16 takes avx512_bf16 and amx alone.")
+    ] = ",".join(each.ours for each in SETS),
     rounds: Annotated[int, typer.Option(min=1)] = 15,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     clock: Annotated[str, typer.Option(help="wall, or cpu: what the threads of the process computed.")] = "wall",
 ) -> None:
-    here = [each for each in SETS if each.needs in cpu.features()]
+    asked = set(sets.split(","))
+    if unknown := asked - {each.ours for each in SETS}:
+        raise typer.BadParameter(f"unknown sets {', '.join(sorted(unknown))}", param_hint="--sets")
+    here = [each for each in SETS if each.needs in cpu.features() and each.ours in asked]
     measured: Clock = "cpu" if clock == "cpu" else "wall"
     with ExitStack() as stack:
         workers: list[Worker] = []
