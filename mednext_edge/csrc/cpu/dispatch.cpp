@@ -29,11 +29,8 @@ struct Set {
 [[maybe_unused]] constexpr uint32_t VNNI = MEDNEXT_CPU_AVX512 | MEDNEXT_CPU_AVX512_VNNI | MEDNEXT_CPU_AVX512_VBMI;
 [[maybe_unused]] constexpr uint32_t BF16 = VNNI | MEDNEXT_CPU_AVX512_BF16;
 
-#define MEDNEXT_SET(name, needs)                                                                            \
-  {                                                                                                         \
-#name, needs, mednext::name::KERNELS, mednext::name::INT8_KERNELS, mednext::name::FP32_KERNELS,          \
-        mednext::name::BF16_KERNELS                                                                         \
-  }
+#define MEDNEXT_SET(name, needs)                                                                               \
+  {#name, needs, mednext::name::KERNELS, mednext::name::INT8_KERNELS, mednext::name::FP32_KERNELS, mednext::name::BF16_KERNELS}
 
 // Best first.
 const Set SETS[] = {

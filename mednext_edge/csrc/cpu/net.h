@@ -25,11 +25,11 @@ Lines<float> padded(const float* values, int64_t count, int64_t size);
 
 // Stem and head, as the kernels read them.
 struct Ends {
-  int64_t c_in, width, classes;      // width of the stream, in whole blocks
-  Lines<float> stem_weight;          // [c_in, width]
-  Lines<float> stem_bias;            // [width]
-  Lines<float> head_weight;          // [classes in blocks, width, BLOCK]
-  Lines<float> head_bias;            // [classes in blocks]
+  int64_t c_in, width, classes;  // width of the stream, in whole blocks
+  Lines<float> stem_weight;      // [c_in, width]
+  Lines<float> stem_bias;        // [width]
+  Lines<float> head_weight;      // [classes in blocks, width, BLOCK]
+  Lines<float> head_bias;        // [classes in blocks]
 
   Ends(const mednext_cpu_dense& stem, const mednext_cpu_dense& head);
 };

@@ -8,9 +8,9 @@ namespace mednext::MEDNEXT_ISA {
 namespace {
 
 template <class T>
-constexpr FloatKernels<T> SET{float_depthwise<T>,     row_width<T>,          hidden_width<T>,    result_width<T>,
-                              weight_bytes<T>,        pack_panels<T>,        float_scratch_bytes<T>,
-                              float_feed_forward<T>,  float_pointwise<T>,    float_stem<T>,      float_head<T>};
+constexpr FloatKernels<T> SET{float_depthwise<T>, row_width<T>,   hidden_width<T>,        result_width<T>,
+                              weight_bytes<T>,    pack_panels<T>, float_scratch_bytes<T>, float_feed_forward<T>,
+                              float_pointwise<T>, float_stem<T>,  float_head<T>};
 
 }  // namespace
 
