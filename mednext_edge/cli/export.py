@@ -67,7 +67,7 @@ def export(
         typer.Option(
             metavar="|".join(PRECISIONS),
             help="What the engine computes in; int8 is mixed with fp32 (int8-bf16: with "
-            "bf16, on CPUs that have it), for NVIDIA with fp16. [default: fp32, for NVIDIA fp16]",
+            "bf16, on CPUs that have it), for NVIDIA with fp16. [default: fp32, native int8, for NVIDIA fp16]",
             callback=one_of("precision", PRECISIONS),
         ),
     ] = None,
@@ -236,6 +236,7 @@ def export(
 
     - `mednext-export --target openvino --int8`
     - `mednext-export nnUNet_results/.../fold_0 --target openvino --int8 --calib DATA --validate DATA`
+    - `mednext-export nnUNet_results/.../fold_0 --target native --precision bf16 --validate DATA`, without calibration
     - `mednext-export demo:hippocampus --target onnx --int8 --accuracy-control --calib DATA --validate DATA`
     - `mednext-export model.pth --target onnx --precision fp32 --out model.onnx-fp32`
     - `mednext-export --target trt --int8 --defer-build`, then on the device `mednext-edge build brain-tissue.trt-int8`
