@@ -21,7 +21,7 @@ from tests.ops.test_int8_net import ISA
 
 DTYPES: dict[FloatPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Kernel, axes, channels, size: whole blocks of 16 channels and parts, rows longer and shorter than is taken at once,
-# planes of more rows than one part has.
+# planes of more rows than one part has, long sums of products and long rows.
 SIZES = (
     (3, 3, 16, (8, 8, 12)),
     (3, 3, 5, (4, 8, 4)),
@@ -31,6 +31,8 @@ SIZES = (
     (3, 2, 16, (16, 20)),
     (5, 2, 32, (72, 8)),
     (7, 2, 37, (4, 36)),
+    (3, 3, 260, (4, 4, 8)),
+    (3, 2, 8, (32, 300)),
 )
 
 
@@ -44,18 +46,15 @@ def distance(found: Tensor, exact: Tensor) -> float:
 
 
 def check() -> None:
-    """No further from float64 than twice PyTorch's own computation of the same type, over all networks together."""
+    """No further from float64 than twice PyTorch's own computation of the same type."""
     for precision, dtype in DTYPES.items():
-        ratios = []
         for kernel, dims, width, size in SIZES:
             for residual in (True, False):
                 net = draw_net(kernel, dims, width, residual=residual, precision=precision)
                 x = noise(net, *size)
                 exact = float_twin(net, x)
                 ours, theirs = distance(PackedNet(net)(x), exact), distance(float_twin(net, x, dtype), exact)
-                ratios.append(ours / theirs)
-                assert ours < 2.5 * theirs, (precision, kernel, dims, width, size, residual, ours, theirs)
-        assert torch.tensor(ratios).log().mean().exp() < 2, (precision, ratios)
+                assert ours < 2 * theirs, (precision, kernel, dims, width, size, residual, ours, theirs)
 
 
 @pytest.mark.parametrize("isa", ISA)

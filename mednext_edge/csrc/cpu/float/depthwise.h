@@ -12,9 +12,9 @@ namespace mednext::MEDNEXT_ISA {
 // Results of a row at once: with the inputs that they share and a weight, as many as the registers hold.
 constexpr int TOGETHER = LANES == 16 ? 8 : 4;
 
-// The distances of results from one of them, `pivot`, and their squares: near to the mean, a variance is not the small
-// difference of two large numbers.
-struct Moments32 {
+// The distances of a row's results from one of the slice, `pivot`, and their squares: near to the mean, a variance is
+// not the small difference of two large numbers. Rows are summed in float64: a long sum in float32 moves the norm.
+struct RowMoments {
   Lanes pivot, first{}, second{};
 
   template <class T>
@@ -24,13 +24,9 @@ struct Moments32 {
     first += apart;
     second += apart * apart;
   }
-  // Into three times BLOCK numbers.
-  void store_to(double* moments) const {
-    const Lanes all[] = {pivot, first, second};
-    for (int i = 0; i < 3; ++i) {
-      std::memset(moments + i * BLOCK, 0, sizeof(double) * LANES);
-      add(moments + i * BLOCK, all[i]);
-    }
+  void add_to(double* moments) const {
+    add(moments + BLOCK, first);
+    add(moments + 2 * BLOCK, second);
   }
 };
 
@@ -116,9 +112,11 @@ MEDNEXT_APART void convolve_slice(const Slice<S>& slice) {
   const int64_t w = slice.job.w;
   Lanes middle[Sums::LEAST];
   Sums::sum(slice, (slice.top + slice.bottom) / 2, w / 4 * 2, middle);
-  Moments32 moments{middle[0]};
+  for (int i = 0; i < 3; ++i) std::memset(slice.moments + i * BLOCK, 0, sizeof(double) * LANES);
+  add(slice.moments, middle[0]);
   for (int64_t y = slice.top; y < slice.bottom; ++y) {
     S* const to = slice.y + y * slice.job.y.row;
+    RowMoments moments{middle[0]};
     int64_t x = 0;
     for (; x + Sums::MOST <= w; x += Sums::MOST) {
       Lanes sums[Sums::MOST];
@@ -131,8 +129,8 @@ MEDNEXT_APART void convolve_slice(const Slice<S>& slice) {
       Sums::sum(slice, y, x, sums);
       for (int t = 0; t < Sums::LEAST && x + t < w; ++t) moments.take(to + (x + t) * BLOCK, sums[t]);
     }
+    moments.add_to(slice.moments);
   }
-  moments.store_to(slice.moments);
 }
 
 template <int K, class T>

@@ -10,10 +10,10 @@ inline void float_stem(const FloatStem<T>& job, int64_t begin, int64_t end) {
   over_voxels(begin, end, job.h, job.w, [&](int64_t i, int64_t z, int64_t y, int64_t x) {
     T* const stream = job.stream.at(z, y, x);
     for (int64_t c = 0; c < job.c_out; c += LANES) {
-      Lanes value = take(job.bias + c);
+      Lanes value{};
       for (int64_t k = 0; k < job.c_in; ++k)
         value += job.x[k * job.voxels + begin + i] * take(job.weight + k * job.c_out + c);
-      put(stream + c / BLOCK * job.stream.block + c % BLOCK, value);
+      put(stream + c / BLOCK * job.stream.block + c % BLOCK, value + take(job.bias + c));
     }
   });
 }
@@ -25,8 +25,7 @@ inline void head_of_some(const FloatHead<T>& job, int64_t begin, int64_t count, 
   float channels[SOME][BLOCK], logits[SOME][BLOCK];
   for (int64_t k = 0; k < job.classes; k += LANES) {
     const float* const weight = job.weight + k / BLOCK * job.c_in * BLOCK + k % BLOCK;
-    Lanes sums[SOME];
-    for (Lanes& sum : sums) sum = take(job.bias + k);
+    Lanes sums[SOME] = {};
     for (int64_t c = 0; c < job.c_in; c += BLOCK) {
       for (int64_t i = 0; i < SOME; ++i)
         for (int64_t lane = 0; lane < BLOCK; lane += LANES)
@@ -37,7 +36,7 @@ inline void head_of_some(const FloatHead<T>& job, int64_t begin, int64_t count, 
         for (int i = 0; i < SOME; ++i) sums[i] += channels[i][j] * weights;
       }
     }
-    for (int64_t i = 0; i < SOME; ++i) put(logits[i], sums[i]);
+    for (int64_t i = 0; i < SOME; ++i) put(logits[i], sums[i] + take(job.bias + k));
     for (int64_t number = k; number < job.classes && number < k + LANES; ++number)
       for (int64_t i = 0; i < count; ++i) job.y[number * job.voxels + begin + i] = logits[i][number - k];
   }

@@ -54,29 +54,40 @@ inline void pack_panels(int64_t rows, int64_t columns, bool hidden, const float*
   }
 }
 
-// Sums of `Rows` voxels of x, `rows` values each, with one panel of `Columns` registers; they begin with the bias. All of
-// them stay in registers: inlined beside other code they were spilled.
+// Rows that are summed one after the other. The longer a sum in float32, the larger what it is rounded at.
+constexpr int64_t RUN = 128;
+
+// Sums of `Rows` voxels of x, `rows` values each, with one panel of `Columns` registers. Those of a run stay in
+// registers: inlined beside other code they were spilled. They begin at zero: with the bias in them, all would be
+// rounded at its size.
 template <class M, int Rows, int Columns>
 MEDNEXT_APART void multiply32(const typename M::Held* x, int64_t rows, const typename M::Weight* panel,
                               const float* bias, Lanes (&sums)[Rows][Columns]) {
-  Lanes local[Rows][Columns];
   MEDNEXT_UNROLL
   for (int r = 0; r < Rows; ++r) {
     MEDNEXT_UNROLL
-    for (int c = 0; c < Columns; ++c) local[r][c] = load<Lanes>(bias + c * LANES);
+    for (int c = 0; c < Columns; ++c) sums[r][c] = load<Lanes>(bias + c * LANES);
   }
-  for (int64_t k = 0; k < rows; k += M::GROUP, panel += M::GROUP * Columns * LANES) {
+  for (int64_t k = 0; k < rows;) {
+    Lanes run[Rows][Columns];
     MEDNEXT_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const auto value = M::broadcast(x + r * rows + k);
       MEDNEXT_UNROLL
-      for (int c = 0; c < Columns; ++c) local[r][c] = M::add(local[r][c], value, panel + c * M::GROUP * LANES);
+      for (int c = 0; c < Columns; ++c) run[r][c] = Lanes{};
     }
-  }
-  MEDNEXT_UNROLL
-  for (int r = 0; r < Rows; ++r) {
+    for (const int64_t end = k + RUN < rows ? k + RUN : rows; k < end; k += M::GROUP, panel += M::GROUP * Columns * LANES) {
+      MEDNEXT_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const auto value = M::broadcast(x + r * rows + k);
+        MEDNEXT_UNROLL
+        for (int c = 0; c < Columns; ++c) run[r][c] = M::add(run[r][c], value, panel + c * M::GROUP * LANES);
+      }
+    }
     MEDNEXT_UNROLL
-    for (int c = 0; c < Columns; ++c) sums[r][c] = local[r][c];
+    for (int r = 0; r < Rows; ++r) {
+      MEDNEXT_UNROLL
+      for (int c = 0; c < Columns; ++c) sums[r][c] += run[r][c];
+    }
   }
 }
 
