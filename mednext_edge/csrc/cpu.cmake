@@ -19,7 +19,7 @@ endif()
 set(flags_plain "")
 set(flags_avx2 -mavx2 -mfma)
 set(flags_avx_vnni ${flags_avx2} -mavxvnni)
-set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma)
+set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprfchw)
 set(flags_avx512_vnni ${flags_avx512} -mavx512vnni -mavx512vbmi)
 set(flags_avx512_bf16 ${flags_avx512_vnni} -mavx512bf16)
 function(add_cpu_set set flags)
@@ -36,9 +36,9 @@ endfunction()
 foreach(set IN LISTS sets)
   add_cpu_set(${set} "${flags_${set}}" ${cpu}/isa.cpp ${cpu}/int8/isa.cpp ${cpu}/float/isa.cpp)
 endforeach()
-# Of AMX there are products of bfloat16 alone; the rest is that of the set before it.
+# Of AMX there are products of bytes and of bfloat16; the rest is that of the set before it.
 if("avx512_bf16" IN_LIST sets)
-  add_cpu_set(amx "${flags_avx512_bf16};-mamx-tile;-mamx-bf16" ${cpu}/float/isa.cpp)
+  add_cpu_set(amx "${flags_avx512_bf16};-mamx-tile;-mamx-int8;-mamx-bf16" ${cpu}/int8/isa.cpp ${cpu}/float/isa.cpp)
 endif()
 
 install(TARGETS mednext_cpu

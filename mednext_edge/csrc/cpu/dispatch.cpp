@@ -35,8 +35,8 @@ struct Set {
 // Best first.
 const Set SETS[] = {
 #if defined(MEDNEXT_CPU_X86)
-    {"amx", BF16 | MEDNEXT_CPU_AMX_BF16, mednext::avx512_bf16::KERNELS, mednext::avx512_bf16::INT8_KERNELS,
-     mednext::avx512_bf16::FP32_KERNELS, mednext::amx::BF16_KERNELS},
+    {"amx", BF16 | MEDNEXT_CPU_AMX_INT8 | MEDNEXT_CPU_AMX_BF16, mednext::avx512_bf16::KERNELS,
+     mednext::amx::INT8_KERNELS, mednext::avx512_bf16::FP32_KERNELS, mednext::amx::BF16_KERNELS},
     MEDNEXT_SET(avx512_bf16, BF16),
     MEDNEXT_SET(avx512_vnni, VNNI),
     MEDNEXT_SET(avx512, MEDNEXT_CPU_AVX512),

@@ -72,6 +72,14 @@ inline void store(float* to, V value) {
   std::memcpy(to, &value, sizeof(V));
 }
 
+// What was stored is read from memory again. A number that every lane takes comes from there for nothing; GCC keeps the
+// vector it is in, and shuffles.
+MEDNEXT_INLINE void forget_registers() {
+#if defined(__GNUC__)
+  __asm__ volatile("" ::: "memory");
+#endif
+}
+
 // Adds each lane to a sum in float64.
 template <class V>
 inline void add(double* to, V value) {

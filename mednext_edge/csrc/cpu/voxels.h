@@ -12,6 +12,18 @@ inline void prefetch(const void* at) {
 #endif
 }
 
+inline void prefetch_to_write(const void* at) {
+#if defined(__GNUC__)
+  __builtin_prefetch(at, 1);
+#endif
+}
+// Into the second cache.
+inline void prefetch_later(const void* at) {
+#if defined(__GNUC__)
+  __builtin_prefetch(at, 0, 2);
+#endif
+}
+
 inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Calls part(i, z, y, x) for voxels begin + i of rows of `w` and planes of `h` rows.

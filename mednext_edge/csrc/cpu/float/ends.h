@@ -30,6 +30,7 @@ inline void head_of_some(const FloatHead<T>& job, int64_t begin, int64_t count, 
       for (int64_t i = 0; i < SOME; ++i)
         for (int64_t lane = 0; lane < BLOCK; lane += LANES)
           put(channels[i] + lane, take(streams[i < count ? i : 0] + c / BLOCK * job.stream.block + lane));
+      forget_registers();
       for (int64_t j = 0; j < BLOCK; ++j) {
         const Lanes weights = take(weight + (c + j) * BLOCK);
         MEDNEXT_UNROLL

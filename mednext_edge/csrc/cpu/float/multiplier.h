@@ -5,6 +5,7 @@
 // weights rounded to bfloat16 all the same.
 #pragma once
 
+#include "../tiles.h"
 #include "numbers.h"
 
 namespace mednext::MEDNEXT_ISA {
@@ -45,54 +46,8 @@ struct Multiplier<Bf16> : Registers<0, 2, 0, 2> {
   static constexpr int64_t ROW_UNIT = 32;
   static constexpr bool IN_TILES = true;
 
-  // All eight tiles: 16 rows of 64 bytes.
-  static void begin() {
-    struct {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } const config;
-    __asm__ volatile("" ::: "memory");
-    _tile_loadconfig(&config);
-  }
-  // Tiles in use would be saved with every change of threads.
-  static void end() { _tile_release(); }
-
-  // x [TILE, rows] by a panel of 32 columns, without bias: three times two tiles of sums.
-  static MEDNEXT_APART void multiply_tile(const Bf16* x, int64_t rows, const Bf16* panel, float* sums) {
-    static_assert(TILE == 48 && LANES == 16, "three tiles of 16 voxels");
-    __asm__ volatile("" ::: "memory");  // the intrinsics do not say that they read memory
-    const int64_t stride = rows * static_cast<int64_t>(sizeof(Bf16));
-    constexpr int64_t ROW = 128;  // bytes of two rows of the panel, of one row of the sums
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
-    for (int64_t k = 0; k < rows; k += 32, panel += 32 * 32) {
-      const Bf16* const at = x + k;
-      _tile_loadd(7, panel, ROW);
-      _tile_loadd(6, at, stride);
-      _tile_dpbf16ps(0, 6, 7);
-      _tile_loadd(6, at + 16 * rows, stride);
-      _tile_dpbf16ps(1, 6, 7);
-      _tile_loadd(6, at + 32 * rows, stride);
-      _tile_dpbf16ps(2, 6, 7);
-      _tile_loadd(7, panel + 32, ROW);
-      _tile_dpbf16ps(5, 6, 7);
-      _tile_loadd(6, at + 16 * rows, stride);
-      _tile_dpbf16ps(4, 6, 7);
-      _tile_loadd(6, at, stride);
-      _tile_dpbf16ps(3, 6, 7);
-    }
-    _tile_stored(0, sums, ROW);
-    _tile_stored(1, sums + 16 * 32, ROW);
-    _tile_stored(2, sums + 32 * 32, ROW);
-    _tile_stored(3, sums + 16, ROW);
-    _tile_stored(4, sums + 16 * 32 + 16, ROW);
-    _tile_stored(5, sums + 32 * 32 + 16, ROW);
-  }
+  static void begin() { begin_tiles(); }
+  static void end() { end_tiles(); }
 };
 #elif defined(__AVX512BF16__)
 template <>

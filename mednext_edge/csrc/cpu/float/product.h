@@ -98,12 +98,13 @@ MEDNEXT_INLINE void over_products(const typename M::Held* x, int64_t rows, int64
   const auto* const panel = static_cast<const typename M::Weight*>(panels.weights) + first * rows;
   if constexpr (M::IN_TILES) {
     alignas(64) float sums[TILE * Columns * LANES];
-    M::multiply_tile(x, rows, panel, sums);
+    multiply_tiles<TileKind::bf16, Columns / 2>(x, rows * static_cast<int64_t>(sizeof(*x)), panel, panels.bias + first,
+                                                sums);
     for (int64_t v = 0; v < voxels; ++v) {
       Lanes voxel[Columns];
       MEDNEXT_UNROLL
       for (int c = 0; c < Columns; ++c)
-        voxel[c] = take(sums + (v * Columns + c) * LANES) + take(panels.bias + first + c * LANES);
+        voxel[c] = take(sums + (v * Columns + c) * LANES);
       part(v, voxel);
     }
   } else {

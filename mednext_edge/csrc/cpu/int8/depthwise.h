@@ -98,6 +98,7 @@ inline void column(const Plane& p, int64_t x0) {
     constexpr int P = decltype(phase)::value;
     const uint8_t* plane = row;
     const Tap* taps = p.weights;
+    prefetch_later(row + job.depth * job.x.plane + 2 * BLOCK);
     for (int64_t kd = 0; kd < job.depth; ++kd, plane += job.x.plane) {
       prefetch(plane + 2 * job.x.row);
       prefetch(plane + 2 * job.x.row + 64);

@@ -30,7 +30,7 @@ inline void round_stream(const Rounding& job, int64_t begin, int64_t end) {
 
 // Lanes are classes: a voxel's channels are broadcast one after the other.
 inline void head_of_tile(const Head& job, int64_t begin, int64_t end) {
-  constexpr int TOGETHER = 4;
+  constexpr int TOGETHER = 8;
   float channels[TOGETHER][BLOCK], logits[TILE][BLOCK];
   const uint16_t* streams[TILE];
   const int64_t voxels = end - begin;
@@ -44,6 +44,7 @@ inline void head_of_tile(const Head& job, int64_t begin, int64_t end) {
       for (int64_t c = 0; c < job.c_in; c += BLOCK) {
         for (int64_t i = 0; i < TOGETHER; ++i)
           store16(channels[i], wide(streams[first + (i < several ? i : 0)] + c / BLOCK * job.stream.block));
+        forget_registers();
         MEDNEXT_UNROLL
         for (int64_t j = 0; j < BLOCK; ++j) {
           const Sixteen weight = load16(job.weight + (k / BLOCK * job.c_in + c + j) * BLOCK);

@@ -6,54 +6,89 @@
 
 namespace mednext::MEDNEXT_ISA {
 
-// One voxel's panel of the hidden tensor: scaled and rounded to lines of the table, or where the registers hold the table,
-// looked up at once.
+// Takes one voxel's panel of the hidden tensor: scaled and rounded to lines of the table, or where the registers hold
+// the table, looked up at once.
 #if defined(__AVX512VBMI__)
 constexpr bool LATER = false;
-MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scale, const float* bias,
-                                  const uint8_t* table, uint8_t* to) {
-  __m512i level[4];
-  for (int c = 0; c < 4; ++c) {
-    const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[c]), _mm512_loadu_ps(scale + 16 * c),
-                                         _mm512_loadu_ps(bias + 16 * c));
-    level[c] = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127)));  // what is too large would wrap around
+struct Finish {
+  __m512 scale[COLUMNS], bias[COLUMNS];
+  __m512i table[4];
+
+  MEDNEXT_INLINE Finish(const FeedForward8& job, int64_t first) {
+    MEDNEXT_UNROLL
+    for (int c = 0; c < COLUMNS; ++c) {
+      scale[c] = _mm512_loadu_ps(job.expand_scales.scale + first + SUMS * c);
+      bias[c] = _mm512_loadu_ps(job.expand_scales.bias + first + SUMS * c);
+    }
+    MEDNEXT_UNROLL
+    for (int i = 0; i < 4; ++i) table[i] = _mm512_loadu_si512(job.table + 64 * i);
   }
-  const __m512i line =
-      _mm512_packs_epi16(_mm512_packs_epi32(level[0], level[1]), _mm512_packs_epi32(level[2], level[3]));
-  // Lines 0..127 are those of the levels that are not negative.
-  const __m512i positive = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), line, _mm512_loadu_si512(table + 64));
-  const __m512i negative =
-      _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), line, _mm512_loadu_si512(table + 192));
-  _mm512_storeu_si512(to, _mm512_mask_blend_epi8(_mm512_movepi8_mask(line), positive, negative));
-}
+  MEDNEXT_INLINE void operator()(const Sums (&sums)[COLUMNS], uint8_t* to) const {
+    __m512i level[4];
+    MEDNEXT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[c]), scale[c], bias[c]);
+      level[c] = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127)));  // what is too large would wrap around
+    }
+    const __m512i line =
+        _mm512_packs_epi16(_mm512_packs_epi32(level[0], level[1]), _mm512_packs_epi32(level[2], level[3]));
+    // Lines 0..127 are those of the levels that are not negative.
+    const __m512i positive = _mm512_permutex2var_epi8(table[0], line, table[1]);
+    const __m512i negative = _mm512_permutex2var_epi8(table[2], line, table[3]);
+    _mm512_storeu_si512(to, _mm512_mask_blend_epi8(_mm512_movepi8_mask(line), positive, negative));
+  }
+};
 inline void look_up(const uint8_t*, const uint8_t*, int64_t, Held*) {}  // nothing is left
 #else
 constexpr bool LATER = true;
-MEDNEXT_INLINE void finish_hidden(const Sums (&sums)[COLUMNS], const float* scale, const float* bias, const uint8_t*,
-                                  uint8_t* to) {
-  for (int c = 0; c < PANEL; c += BLOCK)
-    store_signed(to + c, scaled(block_of(sums, c / BLOCK), load16(scale + c), load16(bias + c)));
-}
+struct Finish {
+  const float *scale, *bias;
+
+  MEDNEXT_INLINE Finish(const FeedForward8& job, int64_t first)
+      : scale(job.expand_scales.scale + first), bias(job.expand_scales.bias + first) {}
+  MEDNEXT_INLINE void operator()(const Sums (&sums)[COLUMNS], uint8_t* to) const {
+    for (int c = 0; c < PANEL; c += BLOCK)
+      store_signed(to + c, scaled(block_of(sums, c / BLOCK), load16(scale + c), load16(bias + c)));
+  }
+};
 #endif
 
-// The first `channels`, whole blocks, of one voxel's panel of a result: into the stream, and its copy.
-MEDNEXT_INLINE void finish_stream(const Sums (&sums)[NARROW], const Scales& scales, int64_t first, int64_t channels,
-                                  bool add, const View<uint16_t>& stream, uint16_t* to, const Copy8& copy,
-                                  uint8_t* beside) {
-  MEDNEXT_UNROLL
-  for (int b = 0; b < OUT_PANEL / BLOCK; ++b) {
-    if (b * BLOCK >= channels) break;
-    const int64_t c = first + b * BLOCK;
-    uint16_t* const at = to + c / BLOCK * stream.block;
-    Sixteen y = scaled(block_of(sums, b), load16(scales.scale + c), load16(scales.bias + c));
-    if (add) y = y + wide(at);
-    store_bf16(at, y);
-    if (beside) store_int8(beside + c / BLOCK * copy.to.block, y * all(copy.levels));
+// Takes the first `channels`, whole blocks, of one voxel's panel of a result: into the stream, and its copy.
+struct IntoStream {
+  Sixteen scale[OUT_PANEL / BLOCK], bias[OUT_PANEL / BLOCK], levels;
+  int64_t channels, apart, apart_copy, stream_block, copy_block;
+  bool add;
+
+  MEDNEXT_INLINE IntoStream(const Scales& scales, int64_t first, int64_t c_out, bool added,
+                            const View<uint16_t>& stream, const Copy8& copy)
+      : levels(all(copy.levels)),
+        channels(c_out - first < OUT_PANEL ? c_out - first : OUT_PANEL),
+        apart(first / BLOCK * stream.block),
+        apart_copy(first / BLOCK * copy.to.block),
+        stream_block(stream.block),
+        copy_block(copy.to.block),
+        add(added) {
+    MEDNEXT_UNROLL
+    for (int b = 0; b < OUT_PANEL / BLOCK; ++b) {
+      scale[b] = load16(scales.scale + first + b * BLOCK);
+      bias[b] = load16(scales.bias + first + b * BLOCK);
+    }
   }
-}
+  MEDNEXT_INLINE void operator()(const Sums (&sums)[NARROW], uint16_t* to, uint8_t* beside) const {
+    MEDNEXT_UNROLL
+    for (int b = 0; b < OUT_PANEL / BLOCK; ++b) {
+      if (b * BLOCK >= channels) break;
+      uint16_t* const at = to + apart + b * stream_block;
+      Sixteen y = scaled(block_of(sums, b), scale[b], bias[b]);
+      if (add) y = y + wide(at);
+      store_bf16(at, y);
+      if (beside) store_int8(beside + apart_copy + b * copy_block, y * levels);
+    }
+  }
+};
 
 inline int64_t scratch_bytes(int64_t c_in, int64_t hidden) {
-  const int64_t held = TILE * (c_in + hidden) + (LATER ? BEYOND_LINES : 0);
+  const int64_t held = TILE * (2 * row_width(c_in) + hidden) + (LATER ? BEYOND_LINES : 0);
   return held * static_cast<int64_t>(sizeof(Held)) + (LATER ? TILE * hidden + BEYOND_LINES : 0);
 }
 
@@ -71,38 +106,56 @@ struct Places {
       y[i] = job.y.at(z, y_, x);
       stream[i] = job.stream.at(z, y_, x);
       copy[i] = job.copy.to.data ? job.copy.to.at(z, y_, x) : nullptr;
+      if (i % 2 != 0) return;  // a line holds two voxels, of the copy four
       for (int64_t b = 0; b < job.c_in / BLOCK; ++b) prefetch(y[i] + b * job.y.block);
-      for (int64_t b = 0; b < job.c_out / BLOCK; ++b) prefetch(stream[i] + b * job.stream.block);
+      for (int64_t b = 0; b < job.c_out / BLOCK; ++b) prefetch_to_write(stream[i] + b * job.stream.block);
+      if (job.copy.to.data)
+        for (int64_t b = 0; b < job.c_out / BLOCK; ++b) prefetch_to_write(copy[i] + b * job.copy.to.block);
     });
   }
 };
 
+// The normalised voxels of a tile in INT8.
+MEDNEXT_INLINE void take_normed(const FeedForward8& job, const Places& at, int64_t rows, Held* to) {
+  for (int64_t c = 0; c < job.c_in; c += BLOCK) {
+    const Sixteen scale = load16(job.norm.scale + c), bias = load16(job.norm.bias + c);
+    const int64_t block = c / BLOCK * job.y.block;
+    keep_tiles_awake();
+    for (int64_t i = 0; i < at.count; ++i)
+      store_int8(to + i * rows + c, scaled(wide(at.y[i] + block), scale, bias));
+  }
+}
+
 inline void feed_forward(const FeedForward8& job, int64_t begin, int64_t end, uint8_t* scratch) {
-  Held* const taken = reinterpret_cast<Held*>(scratch);
-  Held* const kept = taken + TILE * job.c_in;
+  const int64_t rows = row_width(job.c_in), hidden = job.hidden;
+  Held* const taken[2] = {reinterpret_cast<Held*>(scratch), reinterpret_cast<Held*>(scratch) + TILE * rows};
+  Held* const kept = taken[1] + TILE * rows;
   uint8_t* const lines = reinterpret_cast<uint8_t*>(kept + (LATER ? TILE * job.hidden + BEYOND_LINES : 0));
+  begin_tiles();
   Places both[2];
   both[0].find(job, begin, end);
+  take_normed(job, both[0], rows, taken[0]);
   for (int64_t first = begin, turn = 0; first < end; first += TILE, turn = 1 - turn) {
     const Places& at = both[turn];
-    if (first + TILE < end) both[1 - turn].find(job, first + TILE, end);
-    for (int64_t i = 0; i < at.count; ++i)
-      for (int64_t c = 0; c < job.c_in; c += BLOCK)
-        store_int8(taken + i * job.c_in + c, scaled(wide(at.y[i] + c / BLOCK * job.y.block), load16(job.norm.scale + c),
-                                                    load16(job.norm.bias + c)));
-    for (int64_t n = 0; n < job.hidden; n += PANEL)
-      over_rows<COLUMNS>(taken, job.c_in, at.count, job.expand, n, [&](int64_t v, const Sums (&sums)[COLUMNS]) {
-        finish_hidden(sums, job.expand_scales.scale + n, job.expand_scales.bias + n, job.table,
-                      lines + v * job.hidden + n);
-      });
+    const bool more = first + TILE < end;
+    if (more) both[1 - turn].find(job, first + TILE, end);
+    for (int64_t n = 0; n < job.hidden; n += PANEL) {
+      const Finish finish(job, n);
+      over_rows<COLUMNS>(taken[turn], rows, at.count, job.expand, n,
+                         [&](int64_t v, const Sums (&sums)[COLUMNS]) { finish(sums, lines + v * hidden + n); });
+    }
     look_up(job.table, lines, at.count * job.hidden, kept);
+    // Ahead of what is stored into the stream: what a product reads must have left the queue of stores, and waits there
+    // for all that is before it.
+    if (more) take_normed(job, both[1 - turn], rows, taken[1 - turn]);
     for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
-      const int64_t channels = job.c_out - n < OUT_PANEL ? job.c_out - n : OUT_PANEL;
-      over_rows<NARROW>(kept, job.hidden, at.count, job.compress, n, [&](int64_t v, const Sums (&sums)[NARROW]) {
-        finish_stream(sums, job.compress_scales, n, channels, job.add, job.stream, at.stream[v], job.copy, at.copy[v]);
+      const IntoStream finish(job.compress_scales, n, job.c_out, job.add, job.stream, job.copy);
+      over_rows<NARROW>(kept, hidden, at.count, job.compress, n, [&](int64_t v, const Sums (&sums)[NARROW]) {
+        finish(sums, at.stream[v], at.copy[v]);
       });
     }
   }
+  end_tiles();
 }
 
 // A block of the copy as products take it.
@@ -112,7 +165,9 @@ inline void hold(const uint8_t* from, int16_t* to) {
 }
 
 inline void pointwise(const Pointwise8& job, int64_t begin, int64_t end, uint8_t* scratch) {
+  const int64_t rows = row_width(job.c_in);
   Held* const taken = reinterpret_cast<Held*>(scratch);
+  begin_tiles();
   for (int64_t first = begin; first < end; first += TILE) {
     const int64_t voxels = end - first < TILE ? end - first : TILE;
     uint16_t* stream[TILE];
@@ -120,15 +175,15 @@ inline void pointwise(const Pointwise8& job, int64_t begin, int64_t end, uint8_t
       const uint8_t* const from = job.x.at(z, y, x);
       stream[i] = job.stream.at(z, y, x);
       for (int64_t c = 0; c < job.c_in; c += BLOCK)
-        hold(from + c / BLOCK * job.x.block, taken + i * job.c_in + c);
+        hold(from + c / BLOCK * job.x.block, taken + i * rows + c);
     });
     for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
-      const int64_t channels = job.c_out - n < OUT_PANEL ? job.c_out - n : OUT_PANEL;
-      over_rows<NARROW>(taken, job.c_in, voxels, job.panels, n, [&](int64_t v, const Sums (&sums)[NARROW]) {
-        finish_stream(sums, job.scales, n, channels, job.add, job.stream, stream[v], {}, nullptr);
-      });
+      const IntoStream finish(job.scales, n, job.c_out, job.add, job.stream, {});
+      over_rows<NARROW>(taken, rows, voxels, job.panels, n,
+                        [&](int64_t v, const Sums (&sums)[NARROW]) { finish(sums, stream[v], nullptr); });
     }
   }
+  end_tiles();
 }
 
 }  // namespace mednext::MEDNEXT_ISA

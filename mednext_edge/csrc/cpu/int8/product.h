@@ -1,12 +1,14 @@
 // Products of INT8 matrices in the registers of one instruction set: sums of some voxels and one panel of columns.
 //
-// With VNNI four products are added at once. Without it two, as 16-bit numbers: exact, where bytes would saturate.
+// AMX multiplies sixteen voxels at once. With VNNI four products are added at once. Without it two, as 16-bit numbers:
+// exact, where bytes would saturate.
 #pragma once
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
+#include "../tiles.h"
 #include "../voxels.h"
 #include "jobs.h"
 
@@ -62,6 +64,14 @@ inline Sums add_products(Sums sums, const Held* x, const Weight* weights) {
 }
 #endif
 
+// Rows come in multiples of it; those that only fill up have weights of zero.
+#if defined(__AMX_INT8__)
+constexpr int64_t ROW_UNIT = 64;
+#else
+constexpr int64_t ROW_UNIT = 1;
+#endif
+inline int64_t row_width(int64_t rows) { return rounded_up(rows, ROW_UNIT); }
+
 // One group of a voxel's values, for every lane.
 #if defined(__AVX2__)
 inline Sums broadcast(const Held* group) {
@@ -88,19 +98,19 @@ inline int64_t hidden_place(int64_t i) {
 
 inline PanelSizes sizes(int64_t rows, int64_t columns, int64_t panel) {
   const int64_t padded = rounded_up(columns, panel);
-  return {padded * rows * static_cast<int64_t>(sizeof(Weight)), padded};
+  return {padded * row_width(rows) * static_cast<int64_t>(sizeof(Weight)), padded};
 }
 
 // The weights [columns, rows] in panels: [columns / panel, rows / GROUP, panel, GROUP], and the sums that undo the 128
 // of every value.
 inline void pack(int64_t rows, int64_t columns, int64_t panel, bool hidden, const int8_t* weights, Panels packed) {
-  const int64_t padded = rounded_up(columns, panel);
+  const int64_t padded = rounded_up(columns, panel), wide = row_width(rows);
   Weight* const to = reinterpret_cast<Weight*>(packed.weights);
-  std::memset(packed.weights, 0, static_cast<size_t>(padded * rows) * sizeof(Weight));
+  std::memset(packed.weights, 0, static_cast<size_t>(padded * wide) * sizeof(Weight));
   std::memset(packed.offsets, 0, sizeof(int32_t) * static_cast<size_t>(padded));
   for (int64_t column = 0; column < columns; ++column) {
     int32_t sum = 0;
-    Weight* const start = to + column / panel * panel * rows + column % panel * GROUP;
+    Weight* const start = to + column / panel * panel * wide + column % panel * GROUP;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = hidden ? i / PANEL * PANEL + hidden_place(i % PANEL) : i;
       start[at / GROUP * GROUP * panel + at % GROUP] = weights[column * rows + i];
@@ -137,12 +147,23 @@ MEDNEXT_APART void multiply(const Held* x, int64_t rows, const Weight* panel, co
   }
 }
 
-// Calls part(voxel, sums) for every voxel and one panel, that of the columns from `first` on.
+// Calls part(voxel, sums) for every voxel, a tile's at most, and one panel, that of the columns from `first` on.
 template <int Columns, class Part>
 MEDNEXT_INLINE void over_rows(const Held* x, int64_t rows, int64_t voxels, const Panels& panels, int64_t first,
                               Part part) {
   const Weight* const panel = reinterpret_cast<const Weight*>(panels.weights) + first * rows;
   const int32_t* const offsets = panels.offsets + first;
+#if defined(__AMX_INT8__)
+  alignas(64) int32_t tile[TILE * Columns * SUMS];
+  multiply_tiles<TileKind::bytes, Columns / 2>(x, rows, panel, offsets, tile);
+  for (int64_t v = 0; v < voxels; ++v) {
+    if (v % 8 == 0) keep_tiles_awake();
+    Sums sums[Columns];
+    MEDNEXT_UNROLL
+    for (int c = 0; c < Columns; ++c) sums[c] = _mm512_load_si512(tile + (v * Columns + c) * SUMS);
+    part(v, sums);
+  }
+#else
   int64_t v = 0;
   for (; v + ROWS <= voxels; v += ROWS) {
     Sums sums[ROWS][Columns];
@@ -155,6 +176,7 @@ MEDNEXT_INLINE void over_rows(const Held* x, int64_t rows, int64_t voxels, const
     multiply<1, Columns>(x + v * rows, rows, panel, offsets, sums);
     part(v, sums[0]);
   }
+#endif
 }
 
 }  // namespace mednext::MEDNEXT_ISA

@@ -23,5 +23,8 @@ extern const Int8Kernels INT8_KERNELS;
 namespace avx512_bf16 {
 extern const Int8Kernels INT8_KERNELS;
 }
+namespace amx {
+extern const Int8Kernels INT8_KERNELS;
+}
 
 }  // namespace mednext
