@@ -18,7 +18,7 @@ from mednext_edge.export import onnx as _onnx  # noqa: F401
 from mednext_edge.export import openvino as _openvino  # noqa: F401
 from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, in_int8, silent
-from mednext_edge.export.tune import Setting
+from mednext_edge.export.tune import Effort, Setting, why_not
 from mednext_edge.export.tuner import Tuner
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
@@ -49,7 +49,7 @@ def export(
     choose: Choose | None = None,
     build: BuildOptions | None = None,
     check: Check | None = None,
-    tune: float | None = None,
+    tune: Effort | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Write a bundle: fuse, quantise if asked to, convert, and seal with digests.
@@ -68,9 +68,9 @@ def export(
         choose: decides which layers stay in float after all, such as `AccuracyControl.choose`; None quantises all.
         build: what the builders of NVIDIA's targets are told.
         check: called on the finished bundle before it is published.
-        tune: seconds to find out for what is fastest on this machine: the form of every block, the layers of INT8
-            that are faster in float, the threads; None takes the target's defaults. `tuning.json` in the bundle has
-            the figures.
+        tune: what it may take to find out what is fastest on this machine: the form of every block, the layers of
+            INT8 that are faster in float, the threads; None takes the target's defaults. `tuning.json` in the bundle
+            has the figures.
         progress: told of calibration and build, as (what, steps done, steps in all).
 
     Returns:
@@ -102,7 +102,8 @@ def export(
             "accuracy control measures layers on images; give --calib DATA (in Python: calibration=dataset)"
         )
     setting = Setting(target, entry, precision, size, int8_layers)
-    tuner = None if tune is None else Tuner(model, setting, tune, progress)
+    chosen = tune is not None and (tune.asked or not why_not(model, setting))
+    tuner = Tuner(model, setting, tune, progress) if tune is not None and chosen else None
     if in_int8(precision) and patches is not None:
         from mednext_edge.quantize.equalise import equalise
 

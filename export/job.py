@@ -18,7 +18,7 @@ from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_network, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress, in_int8
-from mednext_edge.export.tune import Setting, Tuning, check_seconds, check_tunable
+from mednext_edge.export.tune import Effort, Setting, Tuning, check_tunable, why_not
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import ESTIMATOR, FLOAT_PATCHES, default_count, draw
 from mednext_edge.runtime.threads import TUNING
@@ -43,7 +43,7 @@ class ExportRequest:
         sensitivity: folder with the layers' sensitivity, for accuracy control to go on with.
         control_minutes: budget of accuracy control; None has no limit.
         build: what the builders of NVIDIA's targets are told.
-        tune: seconds to choose forms, layers and threads by measurement; None takes the target's defaults.
+        tune: what it may take to choose forms, layers and threads by measurement; None takes the target's defaults.
         dry_run: check everything, write nothing.
     """
 
@@ -64,14 +64,14 @@ class ExportRequest:
     sensitivity: Path | None = None
     control_minutes: float | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
-    tune: float | None = None
+    tune: Effort | None = None
     dry_run: bool = False
 
 
 class ExportOutcome(Frozen):
     """What came of it: the bundle, its manifest, its report, the gate, and the seconds it took.
 
-    After a dry run `written` is False and manifest and report are None. `tuning` is there when it was asked for.
+    After a dry run `written` is False and manifest and report are None. `tuning` is there when something was chosen.
     """
 
     path: Path
@@ -124,8 +124,11 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     check_network(model, request.target, chosen=bool(request.int8_layers) or request.accuracy_control)
     patch = check_sizes(model, request.patch, request.build)
     if request.tune is not None:
-        check_seconds(request.tune)
-        check_tunable(model, Setting(request.target, entry, precision, patch, request.int8_layers))
+        setting = Setting(request.target, entry, precision, patch, request.int8_layers)
+        if request.tune.asked:
+            check_tunable(model, setting)
+        elif why_not(model, setting):
+            request = replace(request, tune=None)
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
     # Training in INT8 leaves nothing to calibrate; accuracy control measures layers on the same patches.
@@ -138,6 +141,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         "patch": _size(patch) + (" (dynamic)" if request.dynamic else ""),
         "calibration": f"{samples} patches of {_size(patch)} from {calibration.name}" if calibration else "none",
         "validation": f"{len(cases)} cases" if cases else "none",
+        "tuning": f"{request.tune.seconds:g} s at most" if request.tune else "none",
         "out": str(out),
     }
     control = None

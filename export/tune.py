@@ -95,6 +95,33 @@ class Tuning(Keyed):
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What a tuning may take.
+
+    Attributes:
+        seconds: to measure for, all steps together; conversions count.
+        layers: time layers of INT8 in float too, which takes longest.
+        asked: refuse what has nothing to choose, which is else exported as it is.
+
+    Raises:
+        UsageError: no time to measure for.
+    """
+
+    seconds: float
+    layers: bool = True
+    asked: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds < math.inf:
+            raise UsageError(f"found {self.seconds} seconds to tune (--tune-seconds); expected 0 or more")
+
+
+QUICK = Effort(20.0, layers=False, asked=False)
+"""Of `mednext-export` by default: what is decided within that is kept for the next export, and takes no time there."""
+THOROUGH = Effort(60.0)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What is tuned for: a target and its name, a precision of it, the patch, and kinds of layer for INT8."""
 
@@ -105,24 +132,19 @@ class Setting:
     kinds: tuple[str, ...] = ()
 
 
-def check_tunable(model: LoadedModel, setting: Setting) -> None:
-    """Refuse what has nothing to choose.
-
-    Raises:
-        UsageError: a target that takes one form alone, or a network that was trained in INT8, in its one form.
-    """
+def why_not(model: LoadedModel, setting: Setting) -> str:
+    """Why nothing can be chosen: one form alone, or trained in INT8; empty where something can."""
     if PARITY not in setting.target.rewrites or setting.target.whole:
-        raise UsageError(f"found --tune with target {setting.name}; it has one form of every block alone")
+        return f"with target {setting.name}; it has one form of every block alone"
     if model.quantization is not None:
-        raise UsageError(
-            "found --tune for a network that was trained in INT8; it keeps the form that it was trained in"
-        )
+        return "for a network that was trained in INT8; it keeps the form that it was trained in"
+    return ""
 
 
-def check_seconds(seconds: float) -> None:
-    """Raises UsageError for what is no time to measure for."""
-    if not 0 <= seconds < math.inf:
-        raise UsageError(f"found {seconds} seconds to tune (--tune-seconds); expected 0 or more")
+def check_tunable(model: LoadedModel, setting: Setting) -> None:
+    """Raises UsageError for what has nothing to choose."""
+    if reason := why_not(model, setting):
+        raise UsageError(f"found --tune {reason}")
 
 
 def tuned(
@@ -186,20 +208,22 @@ def _tune(model: LoadedModel, setting: Setting, key: str, seconds: float, progre
     start = watch.clock()
     sizes = input_sizes(model, setting.patch)
     blocks = dict(transposed_blocks(model.net))
-    choices = []
-    for index, (name, (channels, *size)) in enumerate(sizes.items()):
+    choices: dict[str, Choice] = {}
+    # The largest first: most of the time is theirs, and the budget may not do for all.
+    for index, name in enumerate(sorted(sizes, key=lambda name: math.prod(sizes[name]), reverse=True)):
         progress("tune", index, len(sizes))
+        channels, *size = sizes[name]
         choice = Choice(name=name, size=tuple(size))
         if watch.clock() - start < seconds:
             choice = _choose(blocks[name], channels, choice, setting, start + seconds, len(sizes) - index, watch)
-        choices.append(choice)
+        choices[name] = choice
     progress("tune", len(sizes), len(sizes))
     return Tuning(
         key=key,
         target=setting.name,
         precision=setting.precision,
         patch=setting.patch,
-        blocks=tuple(choices),
+        blocks=tuple(choices[name] for name in sizes),
         seconds=watch.clock() - start,
         environment=environment(),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mednext_edge.export.targets import Job, Progress, in_int8
-from mednext_edge.export.tune import Setting, Tuning, check_seconds, check_tunable, tuned
+from mednext_edge.export.tune import Effort, Setting, Tuning, check_tunable, tuned
 from mednext_edge.export.tune_cache import TuningCache
 from mednext_edge.export.tune_layers import LayerTuning, tune_layers
 from mednext_edge.export.tune_race import Watch
@@ -28,28 +28,28 @@ class Tuner:
     Args:
         model: before the export.
         setting: what is tuned for.
-        seconds: to measure for, all steps together.
+        effort: that it may take.
         progress: told of every step.
         cache: folder of earlier tunings; None is the user's.
         watch: what time is told by; None is this machine's.
 
     Raises:
-        UsageError: nothing to choose for this target or network, or no time at all.
+        UsageError: nothing to choose for this target or network.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         setting: Setting,
-        seconds: float,
+        effort: Effort,
         progress: Progress,
         *,
         cache: Path | None = None,
         watch: Watch | None = None,
     ) -> None:
         check_tunable(model, setting)
-        check_seconds(seconds)
-        self.setting, self.left, self.progress = setting, seconds, progress
+        self.setting, self.effort, self.progress = setting, effort, progress
+        self.left = effort.seconds
         self.cache, self.watch = TuningCache(cache), watch or Watch()
         self._forms: Tuning | None = None
         self._layers: LayerTuning | None = None
@@ -58,7 +58,7 @@ class Tuner:
     def forms(self, model: LoadedModel) -> LoadedModel:
         """The deploy form of the model with the fastest form of every up block."""
         start = self.watch.clock()
-        share = FORMS_INT8 if in_int8(self.setting.precision) else FORMS
+        share = FORMS_INT8 if self.effort.layers and in_int8(self.setting.precision) else FORMS
         deploy, self._forms = tuned(
             model,
             self.setting,
@@ -72,6 +72,8 @@ class Tuner:
 
     def layers(self, job: Job, plan: Plan) -> Mapping[str, str]:
         """Names of the plan's layers that are faster in float -> why; `tune_layers` describes the arguments."""
+        if not self.effort.layers:
+            return {}
         start = self.watch.clock()
         self._layers = tune_layers(
             self.setting.target,
@@ -86,7 +88,9 @@ class Tuner:
         return self._layers.reasons
 
     def threads(self, job: Job) -> None:
-        """Find the number of threads that the job's engine is fastest with."""
+        """Find the number of threads that the job's engine is fastest with, if there is time to make it twice."""
+        if self.left <= 0:
+            return
         self._threads = tune_threads(
             self.setting.target, job, seconds=self.left, progress=self.progress, cache=self.cache, watch=self.watch
         )

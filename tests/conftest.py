@@ -34,6 +34,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("MEDNEXT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is exported does not depend on how busy the machine is, unless a test asks for it."""
+    monkeypatch.setenv("MEDNEXT_TUNE", "0")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images, or a skip that says how to name it."""

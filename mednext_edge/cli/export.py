@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -37,7 +38,6 @@ ESTIMATORS = ("least-error", "percentile", "min-max")
 COMPATIBILITY = ("none", "ampere+", "same-cc")
 NVIDIA = "NVIDIA targets (trt, trt-rtx)"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
-TUNE_SECONDS = 60.0
 DEMO = "demo:brain-tissue"
 CALIB_METHOD = typer.Option(
     metavar="|".join(ESTIMATORS),
@@ -207,16 +207,17 @@ def export(
         ),
     ] = False,
     tune: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--tune/--no-tune",
-            help="Choose by measurement on this machine (openvino): the form of every up block, layers of INT8 that "
-            "are faster in float, CPU threads; kept for the next time.",
+            envvar="MEDNEXT_TUNE",
+            help="Choose by measurement on this machine (openvino): the form of every up block, CPU threads, and with "
+            "--tune layers of INT8 that are faster in float; kept for the next time. [default: for a short time]",
         ),
-    ] = False,
+    ] = None,
     tune_seconds: Annotated[
         float | None,
-        typer.Option("--tune-seconds", min=0, help="Longest time for --tune. [default: 60]"),
+        typer.Option("--tune-seconds", min=0, help="Longest time to measure for. [default: 20, with --tune 60]"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -244,12 +245,16 @@ def export(
     """
     if int8 and (precision or "int8").split("-")[0] != "int8":
         raise UsageError(f"found --int8 and --precision {precision}; give one of them")
-    if tune_seconds is not None and not tune:
-        raise UsageError("found --tune-seconds without --tune, which it belongs to")
+    if tune_seconds is not None and tune is False:
+        raise UsageError("found --tune-seconds and --no-tune; give one of them")
     from mednext_edge.evaluation.limits import Limits
     from mednext_edge.export.job import EngineDeferred, ExportRequest, GateFailure, run_export
     from mednext_edge.export.targets import BuildOptions
+    from mednext_edge.export.tune import QUICK, THOROUGH
 
+    effort = None if tune is False else THOROUGH if tune else QUICK
+    if effort is not None and tune_seconds is not None:
+        effort = replace(effort, seconds=tune_seconds)
     request = ExportRequest(
         checkpoint=checkpoint,
         target=target,
@@ -276,7 +281,7 @@ def export(
         accuracy_control=accuracy_control,
         sensitivity=sensitivity,
         control_minutes=control_minutes,
-        tune=(TUNE_SECONDS if tune_seconds is None else tune_seconds) if tune else None,
+        tune=effort,
         dry_run=dry_run,
     )
     tell = emit_json if json else _show

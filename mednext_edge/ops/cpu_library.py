@@ -112,8 +112,8 @@ def free_net(net: int) -> None:
 def isa() -> str:
     """The instruction set that the operators use.
 
-    One of `plain`, `avx2`, `avx_vnni`, `avx512`, `avx512_vnni`, `avx512_bf16` and `amx`, which multiplies bfloat16 in
-    tiles and is the one before it in all else.
+    One of `plain`, `avx2`, `avx_vnni`, `avx512`, `avx512_vnni`, `avx512_bf16` and `amx`, which multiplies INT8
+    and bfloat16 in tiles and is the one before it in all else.
     """
     function = load().mednext_cpu_isa
     function.restype = ctypes.c_char_p

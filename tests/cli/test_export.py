@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mednext_edge.cli import export
+from mednext_edge.export import tune
 from mednext_edge.export.export import TARGETS
 from mednext_edge.nvidia.recipe import HardwareCompatibility
 from mednext_edge.quantize.kinds import KINDS
@@ -182,10 +183,39 @@ def test_checkpoint_that_is_none(mednext_export: Cli, tmp_path: Path, monkeypatc
 
 def test_tuning_that_cannot_be(mednext_export: Cli, checkpoint: Path) -> None:
     for arguments, words in (
-        (["--tune-seconds", 5], "without --tune"),
+        (["--no-tune", "--tune-seconds", 5], "give one of them"),
         (["--tune", "--tune-seconds", -1], "--tune-seconds"),
         (["--target", "onnx", "--tune"], "one form of every block alone"),
     ):
         done = mednext_export(checkpoint, *arguments, "--dry-run")
         assert (done.code, done.out) == (2, "")
         assert words in done.err
+
+
+def test_a_short_tuning_is_the_default_where_there_is_something_to_choose(
+    mednext_export: Cli, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDNEXT_TUNE")
+
+    def planned(*arguments: str) -> str:
+        return str(mednext_export(checkpoint, *arguments, "--dry-run", "--json").json["plan"]["tuning"])
+
+    assert planned() == "20 s at most"
+    assert planned("--tune") == "60 s at most"
+    assert planned("--tune-seconds", "5") == "5 s at most"
+    assert (
+        planned("--no-tune")
+        == planned("--target", "onnx")
+        == planned("--target", "native", "--precision", "bf16")
+        == "none"
+    )
+    asked: list[float] = []
+
+    def choose(block: object, channels: int, choice: tune.Choice, *rest: object) -> tune.Choice:
+        asked.append(channels)
+        return choice
+
+    monkeypatch.setattr(tune, "_choose", choose)
+    done = mednext_export(checkpoint, "--out", tmp_path / "out", "--tune-seconds", "1e-9", "--json")
+    assert done.code == 0 and not asked
+    assert {block["form"] for block in done.json["tuning"]["blocks"]} == {"parity"}

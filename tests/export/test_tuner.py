@@ -22,7 +22,7 @@ from mednext_edge.export.export import TARGETS
 from mednext_edge.export.job import ExportOutcome, ExportRequest, GateFailure, run_export
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import Job, silent
-from mednext_edge.export.tune import Choice, Setting, Tuning
+from mednext_edge.export.tune import QUICK, THOROUGH, Choice, Effort, Setting, Tuning
 from mednext_edge.export.tune_layers import LayerChoice, LayerTuning, WholeTrial
 from mednext_edge.export.tune_race import Watch
 from mednext_edge.export.tuner import Tuner
@@ -41,7 +41,7 @@ def request_(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) 
     save(folder / "tiny", tiny_model, dtype=torch.float32)
     data = str(write_blobs(folder / "blobs", cases=4))
     return ExportRequest(
-        checkpoint=str(folder / "tiny"), precision="int8", calib=data, validate=data, calib_samples=1, tune=60
+        checkpoint=str(folder / "tiny"), precision="int8", calib=data, validate=data, calib_samples=1, tune=THOROUGH
     )
 
 
@@ -147,7 +147,7 @@ def test_the_budget_goes_from_step_to_step(tiny_model: LoadedModel, monkeypatch:
     """What a step leaves is for the next; what it takes is not."""
     steps = Steps(monkeypatch)
     setting = Setting("openvino", TARGETS["openvino"], "int8", (16, 16, 16))
-    made = Tuner(tiny_model, setting, 100, silent, watch=steps.watch)
+    made = Tuner(tiny_model, setting, Effort(100), silent, watch=steps.watch)
     deploy = made.forms(tiny_model)
     assert deploy.rewrites[-1] == "parity"
     steps.takes = 30.0
@@ -159,17 +159,29 @@ def test_the_budget_goes_from_step_to_step(tiny_model: LoadedModel, monkeypatch:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
-def test_no_time_to_speak_of(request_: ExportRequest, tiny_model: LoadedModel, tmp_path: Path, seconds: float) -> None:
+def test_no_time_to_speak_of(seconds: float) -> None:
     with pytest.raises(UsageError, match=r"seconds to tune \(--tune-seconds\); expected 0 or more"):
-        run_export(replace(request_, out=tmp_path / "out", tune=seconds), silent)
-    with pytest.raises(UsageError, match="expected 0 or more"):
-        mx.export(tiny_model, target="openvino", out=tmp_path / "out", tune=seconds)
-    assert not (tmp_path / "out").exists()
+        Effort(seconds)
+
+
+def test_a_short_tuning_leaves_layers_alone_and_what_it_has_no_time_for(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDNEXT_CACHE", str(tmp_path))
+    steps = Steps(monkeypatch)
+    setting = Setting("openvino", TARGETS["openvino"], "int8", (16, 16, 16))
+    made = Tuner(tiny_model, setting, QUICK, silent, watch=steps.watch)
+    deploy = made.forms(tiny_model)
+    job = Job(deploy, graphs.to_onnx(deploy, (16, 16, 16)), "int8", (16, 16, 16))
+    asked = list(steps.asked)
+    assert made.layers(job, Plan({}, {}, TARGETS["openvino"].flavour)) == {}
+    made.left = 0.0
+    made.threads(job)
+    assert steps.asked == asked
 
 
 def test_zero_seconds_change_nothing(tiny_model: LoadedModel, tiny_bundle: Path, tmp_path: Path) -> None:
-    out = mx.export(tiny_model, target="openvino", out=tmp_path / "out", tune=0)
+    out = mx.export(tiny_model, target="openvino", out=tmp_path / "out", tune=Effort(0))
     found = Tuning.model_validate_json((out / "tuning.json").read_bytes())
-    assert found.threads is not None and found.threads.chosen is None
-    assert not any(count.ratio for count in found.threads.counts) and not any(block.ratio for block in found.blocks)
+    assert found.threads is None and not any(block.ratio for block in found.blocks)
     assert (out / "model.bin").read_bytes() == (tiny_bundle / "model.bin").read_bytes()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mednext_edge.ops.float_net import FloatBlock, FloatNet, FloatPrecision
 from mednext_edge.ops.net_parts import Dense, Form
+from tests.ops.small_mednext import small_mednext
 
 
 class Draw:
@@ -50,18 +51,7 @@ def draw_net(
 ) -> FloatNet:
     """A small MedNeXt for 2 channels and 3 classes, one block a stage."""
     draw = Draw(seed)
-    blocks: list[FloatBlock] = []
-
-    def add(form: Form, c_in: int, out: int) -> None:
-        blocks.append(draw.block(form, kernel, dims, (c_in, 2 * c_in + 5, out), residual=residual))
-
-    for level in range(levels):
-        c = width << level
-        add(Form.SAME, c, c)
-        add(Form.DOWN, c, 2 * c)
-    add(Form.SAME, width << levels, width << levels)
-    for level in reversed(range(levels)):
-        c = width << level
-        add(Form.UP, 2 * c, c)
-        add(Form.SAME, c, c)
-    return FloatNet(draw.dense(width, 2), tuple(blocks), draw.dense(3, width), precision)
+    blocks = tuple(
+        draw.block(form, kernel, dims, channels, residual=residual) for form, channels in small_mednext(width, levels)
+    )
+    return FloatNet(draw.dense(width, 2), blocks, draw.dense(3, width), precision)

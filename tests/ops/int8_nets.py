@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mednext_edge.ops.int8_net import Block8, Dense8, Net8
 from mednext_edge.ops.net_parts import Dense, Form
+from tests.ops.small_mednext import small_mednext
 
 STEP = 0.05
 
@@ -62,18 +63,7 @@ def draw_net(
 ) -> Net8:
     """A small MedNeXt for 2 channels and 3 classes, one block a stage."""
     draw = Draw(seed)
-    blocks: list[Block8] = []
-
-    def add(form: Form, c_in: int, out: int) -> None:
-        blocks.append(draw.block(form, kernel, dims, (c_in, 2 * c_in + 5, out), residual=residual))
-
-    for level in range(levels):
-        c = width << level
-        add(Form.SAME, c, c)
-        add(Form.DOWN, c, 2 * c)
-    add(Form.SAME, width << levels, width << levels)
-    for level in reversed(range(levels)):
-        c = width << level
-        add(Form.UP, 2 * c, c)
-        add(Form.SAME, c, c)
-    return Net8(draw.dense(width, 2), tuple(blocks), draw.dense(3, width))
+    blocks = tuple(
+        draw.block(form, kernel, dims, channels, residual=residual) for form, channels in small_mednext(width, levels)
+    )
+    return Net8(draw.dense(width, 2), blocks, draw.dense(3, width))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mednext_edge.errors import ExportError
+from mednext_edge.evaluation.memory import PeakMemory
 from mednext_edge.quantize.calibration import CalibrationSet
 from mednext_edge.quantize.observe import SAMPLED, observe
 
@@ -111,6 +112,31 @@ def test_patches_are_taken_one_by_one(graph: onnx.ModelProto) -> None:
     assert told == [(1, 4)]
     assert len(list(stream)) == 2
     assert told == [(i, 4) for i in range(1, 5)]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_no_tensor_waits_for_its_statistics(backwards: bool) -> None:
+    """12 tensors, one after the other and all of them watched: a few are alive at once, not all.
+
+    They are large enough for glibc to give each back to the system as soon as it is freed.
+    """
+    shape, count = (1, 4, 96, 160, 160), 12
+    steps = [f"step {i}" for i in range(count)]
+    body = helper.make_graph(
+        [helper.make_node("Add", [a, "image"], [b]) for a, b in zip(["image", *steps], steps, strict=False)],
+        "chain",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(steps[-1], TensorProto.FLOAT, shape)],
+    )
+    graph = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    image = np.ones(shape, np.float32)
+    names = steps[::-1] if backwards else steps
+    with PeakMemory() as before:
+        pass
+    with PeakMemory() as memory:
+        (values,) = observe(graph, CalibrationSet((image,), (), "", 0), samples=names)
+    assert [values[name].high for name in steps] == list(range(2, count + 2))
+    assert (memory.mb - before.mb) * 1e6 < 6 * image.nbytes
 
 
 def test_a_tensor_that_the_graph_does_not_have(graph: onnx.ModelProto) -> None:

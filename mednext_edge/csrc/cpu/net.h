@@ -56,6 +56,27 @@ struct Parts {
   int64_t count(Size size) const { return size.d * parts * blocks; }
 };
 
+// What the largest of the blocks need: numbers of a depthwise convolution's result, parts of one, channels.
+struct Largest {
+  int64_t numbers = 0, parts = 0, channels = 0;
+};
+
+// Of blocks whose levels have these sizes.
+template <class Block>
+Largest largest_of(const std::vector<Block>& blocks, const std::vector<Size>& sizes, bool deep) {
+  Largest found;
+  std::size_t level = 0;
+  for (const Block& block : blocks) {
+    const Size result = result_size(block.form, deep, sizes[level]);
+    found.numbers = std::max(found.numbers, voxels(result) * block.c_in);
+    found.parts = std::max(found.parts, Parts(result, deep, block.c_in).count(result));
+    found.channels = std::max(found.channels, block.c_in);
+    if (block.form == Form::down) ++level;
+    if (block.form == Form::up) --level;
+  }
+  return found;
+}
+
 }  // namespace mednext
 
 struct mednext_cpu_net {

@@ -42,21 +42,13 @@ void FloatNet<T>::prepare(Size size, int threads) {
   size_ = {0, 0, 0};
   levels_.clear();
   y_ = {};
-  for (const Size each : sizes(size)) levels_.emplace_back(each, whole_blocks(width(levels_.size())), margin_, deep());
-  int64_t largest = 0, moments = 0, channels = 0;
-  std::size_t at = 0;
-  for (const FloatBlock<T>& block : blocks_) {
-    const Size result = result_size(block.form, deep(), levels_[at].size);
-    largest = std::max(largest, voxels(result) * block.c_in);
-    moments = std::max(moments, Parts(result, deep(), block.c_in).count(result) * 3 * BLOCK);
-    channels = std::max(channels, block.c_in);
-    if (block.form == Form::down) ++at;
-    if (block.form == Form::up) --at;
-  }
-  y_ = Lines<T>(largest);
-  moments_ = Lines<double>(moments);
-  scale_ = Lines<float>(channels);
-  shift_ = Lines<float>(channels);
+  const std::vector<Size> all = sizes(size);
+  for (const Size each : all) levels_.emplace_back(each, whole_blocks(width(levels_.size())), margin_, deep());
+  const Largest largest = largest_of(blocks_, all, deep());
+  y_ = Lines<T>(largest.numbers);
+  moments_ = Lines<double>(largest.parts * 3 * BLOCK);
+  scale_ = Lines<float>(largest.channels);
+  shift_ = Lines<float>(largest.channels);
   size_ = size;
 }
 

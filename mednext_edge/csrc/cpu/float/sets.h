@@ -5,31 +5,19 @@
 
 namespace mednext {
 
-namespace plain {
-extern const FloatKernels<float> FP32_KERNELS;
-extern const FloatKernels<Bf16> BF16_KERNELS;
-}
-namespace avx2 {
-extern const FloatKernels<float> FP32_KERNELS;
-extern const FloatKernels<Bf16> BF16_KERNELS;
-}
-namespace avx_vnni {
-extern const FloatKernels<float> FP32_KERNELS;
-extern const FloatKernels<Bf16> BF16_KERNELS;
-}
-namespace avx512 {
-extern const FloatKernels<float> FP32_KERNELS;
-extern const FloatKernels<Bf16> BF16_KERNELS;
-}
-namespace avx512_vnni {
-extern const FloatKernels<float> FP32_KERNELS;
-extern const FloatKernels<Bf16> BF16_KERNELS;
-}
-namespace avx512_bf16 {
-extern const FloatKernels<float> FP32_KERNELS;
-extern const FloatKernels<Bf16> BF16_KERNELS;
-}
-namespace amx {
+#define MEDNEXT_SET(name)                         \
+  namespace name {                                \
+  extern const FloatKernels<float> FP32_KERNELS;  \
+  extern const FloatKernels<Bf16> BF16_KERNELS;   \
+  }
+MEDNEXT_SET(plain)
+MEDNEXT_SET(avx2)
+MEDNEXT_SET(avx_vnni)
+MEDNEXT_SET(avx512)
+MEDNEXT_SET(avx512_vnni)
+MEDNEXT_SET(avx512_bf16)
+#undef MEDNEXT_SET
+namespace amx {  // has nothing for float32
 extern const FloatKernels<Bf16> BF16_KERNELS;
 }
 

@@ -50,21 +50,13 @@ void Net8::prepare(Size size, int threads) {
   size_ = {0, 0, 0};
   levels_.clear();
   y_ = {};
-  for (const Size each : sizes(size)) levels_.emplace_back(each, whole_blocks(width(levels_.size())), margin_, deep());
-  int64_t largest = 0, sums = 0, channels = 0;
-  std::size_t at = 0;
-  for (const Block8& block : blocks_) {
-    const Size result = result_size(block.form, deep(), levels_[at].size);
-    largest = std::max(largest, voxels(result) * block.c_in);
-    sums = std::max(sums, Parts(result, deep(), block.c_in).count(result) * 2 * BLOCK);
-    channels = std::max(channels, block.c_in);
-    if (block.form == Form::down) ++at;
-    if (block.form == Form::up) --at;
-  }
-  y_ = Lines<int16_t>(largest);
-  sums_ = Lines<double>(sums);
-  totals_.resize(static_cast<std::size_t>(2 * channels));
-  norm_ = Lines<float>(2 * channels);
+  const std::vector<Size> all = sizes(size);
+  for (const Size each : all) levels_.emplace_back(each, whole_blocks(width(levels_.size())), margin_, deep());
+  const Largest largest = largest_of(blocks_, all, deep());
+  y_ = Lines<int16_t>(largest.numbers);
+  sums_ = Lines<double>(largest.parts * 2 * BLOCK);
+  totals_.resize(static_cast<std::size_t>(2 * largest.channels));
+  norm_ = Lines<float>(2 * largest.channels);
   size_ = size;
 }
 

@@ -5,26 +5,17 @@
 
 namespace mednext {
 
-namespace plain {
-extern const Int8Kernels INT8_KERNELS;
-}
-namespace avx2 {
-extern const Int8Kernels INT8_KERNELS;
-}
-namespace avx_vnni {
-extern const Int8Kernels INT8_KERNELS;
-}
-namespace avx512 {
-extern const Int8Kernels INT8_KERNELS;
-}
-namespace avx512_vnni {
-extern const Int8Kernels INT8_KERNELS;
-}
-namespace avx512_bf16 {
-extern const Int8Kernels INT8_KERNELS;
-}
-namespace amx {
-extern const Int8Kernels INT8_KERNELS;
-}
+#define MEDNEXT_SET(name)                  \
+  namespace name {                         \
+  extern const Int8Kernels INT8_KERNELS;   \
+  }
+MEDNEXT_SET(plain)
+MEDNEXT_SET(avx2)
+MEDNEXT_SET(avx_vnni)
+MEDNEXT_SET(avx512)
+MEDNEXT_SET(avx512_vnni)
+MEDNEXT_SET(avx512_bf16)
+MEDNEXT_SET(amx)
+#undef MEDNEXT_SET
 
 }  // namespace mednext
