@@ -72,6 +72,7 @@ def calibrate(
     for values in passes:
         headroom.see(values)
         ranges.see(values)
+        del values  # before the next are made
     headroom.check()
     result = ranges.result()
     cache.save(result)
