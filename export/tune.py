@@ -28,7 +28,7 @@ from mednext_edge.export.targets import Job, Progress, Target, in_int8
 from mednext_edge.export.tune_cache import TuningCache, key_of
 from mednext_edge.export.tune_layers import LayerTuning
 from mednext_edge.export.tune_part import model_of, noise
-from mednext_edge.export.tune_race import Watch, faster, race
+from mednext_edge.export.tune_race import LOOK, Watch, faster, race
 from mednext_edge.fusion import fuse
 from mednext_edge.fusion.parity import transposed_blocks, use_parity
 from mednext_edge.models.loaded import LoadedModel
@@ -232,13 +232,13 @@ def _tune(model: LoadedModel, setting: Setting, key: str, seconds: float, progre
 def _choose(
     block: nn.Module, channels: int, choice: Choice, setting: Setting, deadline: float, left: int, watch: Watch
 ) -> Choice:
-    """Time both forms of one block, for its share of what is left until the deadline when both are converted."""
+    """Time both forms of one block, for its share of what is left when both are converted."""
     with (
         _alone(block, channels, choice.size, setting, parity=False) as transposed,
         _alone(block, channels, choice.size, setting, parity=True) as parity,
     ):
         now = watch.clock()
-        until = now + (deadline - now) / left
+        until = now + max((deadline - now) / left, LOOK)
         found = race(transposed, parity, noise(channels, choice.size), RULES, faster, until=until, watch=watch)
     if found is None:
         return choice

@@ -15,6 +15,8 @@ from mednext_edge.evaluation.regression import Judge, Rules, Verdict, decide
 from mednext_edge.runtime.session import Array, Session
 
 WARMUP = 2
+LOOK = 3.0
+"""Seconds that two engines are timed for at least, once they are made: making them takes most of a short budget."""
 
 
 def milliseconds(session: Session, x: Array) -> float:

@@ -18,7 +18,7 @@ from mednext_edge.evaluation.regression import Rules
 from mednext_edge.export.targets import Job, Progress, Target
 from mednext_edge.export.tune_cache import TuningCache, graph_digest, key_of
 from mednext_edge.export.tune_part import noise
-from mednext_edge.export.tune_race import Race, Watch, faster, race
+from mednext_edge.export.tune_race import LOOK, Race, Watch, faster, race
 from mednext_edge.runtime.threads import ThreadCount, ThreadTuning
 
 RULES = Rules(gate=0.03, first=8, looks=5)
@@ -58,7 +58,7 @@ def tune_threads(
                 continue
             challenger = entry.trial(replace(job, threads=threads))
             now = watch.clock()
-            until = now + (start + seconds - now) / (len(wanted) - index)
+            until = now + max((start + seconds - now) / (len(wanted) - index), LOOK)
             found = race(challenger, best, x, RULES, faster, until=until, watch=watch)
             counts.append(_count(threads, taken, found))
             if found is not None and found.verdict == "passed":

@@ -301,16 +301,23 @@ def _show(outcome: ExportOutcome) -> None:
     if outcome.report is not None:
         show_report(outcome.report)
     if outcome.tuning is not None:
-        show_table(
-            "Forms of the up blocks: time transposed over parity",
-            ["block", "input", "form", "ratio", "interval"],
-            [(c.name, " x ".join(map(str, c.size)), c.form, *_ratio(c.ratio)) for c in outcome.tuning.blocks],
-        )
+        _show_forms(outcome.tuning)
         _show_layers(outcome.tuning)
         _show_threads(outcome.tuning)
     if outcome.gate is not None:
         say(f"accuracy gate {outcome.gate.status}: {outcome.gate.reason}")
     say(f"{outcome.path} written in {outcome.seconds:.0f} s", "green")
+
+
+def _show_forms(tuning: Tuning) -> None:
+    if all(block.ratio is None for block in tuning.blocks):
+        say("no form of an up block was measured in that time: the defaults stay, and --tune-seconds gives more")
+        return
+    show_table(
+        "Forms of the up blocks: time transposed over parity",
+        ["block", "input", "form", "ratio", "interval"],
+        [(c.name, " x ".join(map(str, c.size)), c.form, *_ratio(c.ratio)) for c in tuning.blocks],
+    )
 
 
 def _show_layers(tuning: Tuning) -> None:
