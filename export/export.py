@@ -18,7 +18,7 @@ from mednext_edge.export import onnx as _onnx  # noqa: F401
 from mednext_edge.export import openvino as _openvino  # noqa: F401
 from mednext_edge.export import tensorrt as _tensorrt  # noqa: F401
 from mednext_edge.export.targets import TARGETS, BuildOptions, Job, Progress, Target, in_int8, silent
-from mednext_edge.export.tune import Effort, Setting, why_not
+from mednext_edge.export.tune import Effort, Setting, granted
 from mednext_edge.export.tuner import Tuner
 from mednext_edge.fusion import fuse
 from mednext_edge.models.families import FAMILIES
@@ -102,8 +102,8 @@ def export(
             "accuracy control measures layers on images; give --calib DATA (in Python: calibration=dataset)"
         )
     setting = Setting(target, entry, precision, size, int8_layers)
-    chosen = tune is not None and (tune.asked or not why_not(model, setting))
-    tuner = Tuner(model, setting, tune, progress) if tune is not None and chosen else None
+    effort = granted(model, setting, tune)
+    tuner = None if effort is None else Tuner(model, setting, effort, progress)
     if in_int8(precision) and patches is not None:
         from mednext_edge.quantize.equalise import equalise
 

@@ -18,7 +18,7 @@ from mednext_edge.export.control import AccuracyControl
 from mednext_edge.export.export import check_build, check_kinds, check_network, check_sizes, export, target_of
 from mednext_edge.export.proof import Proof
 from mednext_edge.export.targets import BuildOptions, Progress, in_int8
-from mednext_edge.export.tune import Effort, Setting, Tuning, check_tunable, why_not
+from mednext_edge.export.tune import Effort, Setting, Tuning, granted
 from mednext_edge.models.loaded import LoadedModel
 from mednext_edge.quantize.calibration import ESTIMATOR, FLOAT_PATCHES, default_count, draw
 from mednext_edge.runtime.threads import TUNING
@@ -123,12 +123,8 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
     limits = request.limits.of(model.task.model.kind)
     check_network(model, request.target, chosen=bool(request.int8_layers) or request.accuracy_control)
     patch = check_sizes(model, request.patch, request.build)
-    if request.tune is not None:
-        setting = Setting(request.target, entry, precision, patch, request.int8_layers)
-        if request.tune.asked:
-            check_tunable(model, setting)
-        elif why_not(model, setting):
-            request = replace(request, tune=None)
+    setting = Setting(request.target, entry, precision, patch, request.int8_layers)
+    request = replace(request, tune=granted(model, setting, request.tune))
     out = request.out or Path(f"{model.task.name}.{request.target}-{precision}")
     refuse_taken(out, request.force)
     # Training in INT8 leaves nothing to calibrate; accuracy control measures layers on the same patches.
@@ -141,7 +137,7 @@ def run_export(request: ExportRequest, progress: Progress) -> ExportOutcome:
         "patch": _size(patch) + (" (dynamic)" if request.dynamic else ""),
         "calibration": f"{samples} patches of {_size(patch)} from {calibration.name}" if calibration else "none",
         "validation": f"{len(cases)} cases" if cases else "none",
-        "tuning": f"{request.tune.seconds:g} s at most" if request.tune else "none",
+        "tuning": f"about {request.tune.seconds:g} s" if request.tune else "none",
         "out": str(out),
     }
     control = None

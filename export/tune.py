@@ -147,6 +147,19 @@ def check_tunable(model: LoadedModel, setting: Setting) -> None:
         raise UsageError(f"found --tune {reason}")
 
 
+def granted(model: LoadedModel, setting: Setting, effort: Effort | None) -> Effort | None:
+    """What is left of an effort: None where nothing can be chosen.
+
+    Raises:
+        UsageError: nothing can be chosen, and it was asked for.
+    """
+    if effort is None:
+        return None
+    if effort.asked:
+        check_tunable(model, setting)
+    return None if why_not(model, setting) else effort
+
+
 def tuned(
     model: LoadedModel,
     setting: Setting,

@@ -87,7 +87,7 @@ constexpr int SUMS = sizeof(Sums) / sizeof(int32_t);
 constexpr int NARROW = 2 * BLOCK / SUMS < COLUMNS ? 2 * BLOCK / SUMS : BLOCK / SUMS;  // of products into the stream
 constexpr int PANEL = COLUMNS * SUMS, OUT_PANEL = NARROW * SUMS;
 
-// Where `finish_hidden` leaves value `i` of a panel.
+// Where `Finish` leaves value `i` of a panel.
 inline int64_t hidden_place(int64_t i) {
 #if defined(__AVX512VBMI__)
   return i % 16 / 4 * 16 + i / 16 * 4 + i % 4;  // as the saturating packs interleave four registers
