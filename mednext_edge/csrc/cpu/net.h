@@ -103,7 +103,7 @@ struct mednext_cpu_net {
   // Calls call(begin, end, scratch) for all voxels, in whole tiles.
   template <class Call>
   void over_tiles(int64_t count, const Call& call) {
-    constexpr int64_t MOST = 16;  // that one thread takes at a time, if there are many
+    constexpr int64_t MOST = 64;  // that one thread takes at a time, if there are many
     const int64_t tiles = (count + mednext::TILE - 1) / mednext::TILE;
     const int64_t each = mednext::TILE * std::clamp(tiles / (8 * pool_->threads()), int64_t{1}, MOST);
     pool_->run((count + each - 1) / each, [&](int64_t i, int thread) {

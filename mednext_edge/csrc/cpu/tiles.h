@@ -86,6 +86,44 @@ MEDNEXT_APART void multiply_tiles(const void* x, int64_t row_bytes, const void* 
   }
 }
 
+// Sixteen voxels by up to four tiles of columns.
+template <TileKind Kind, int Columns>
+MEDNEXT_INLINE void multiply_sixteen(const void* x, int64_t row_bytes, const void* panel, const void* first,
+                                     void* sums) {
+  static_assert(Columns == 2 || Columns == 4, "tiles of columns");
+  constexpr int64_t ROW = 64 * Columns;
+  const char* weights = static_cast<const char*>(panel);
+  const char* at = static_cast<const char*>(x);
+  const char* const begin = static_cast<const char*>(first);
+  char* const to = static_cast<char*>(sums);
+  __asm__ volatile("" ::: "memory");
+  _tile_loadd(0, begin, 0);
+  _tile_loadd(1, begin + 64, 0);
+  if constexpr (Columns > 2) {
+    _tile_loadd(2, begin + 128, 0);
+    _tile_loadd(3, begin + 192, 0);
+  }
+  for (int64_t k = 0; k < row_bytes; k += 64, at += 64, weights += 16 * ROW) {
+    _tile_loadd(4, at, row_bytes);
+    _tile_loadd(5, weights, ROW);
+    MEDNEXT_DOT(0, 4, 5);
+    _tile_loadd(6, weights + 64, ROW);
+    MEDNEXT_DOT(1, 4, 6);
+    if constexpr (Columns > 2) {
+      _tile_loadd(7, weights + 128, ROW);
+      MEDNEXT_DOT(2, 4, 7);
+      _tile_loadd(5, weights + 192, ROW);
+      MEDNEXT_DOT(3, 4, 5);
+    }
+  }
+  _tile_stored(0, to, ROW);
+  _tile_stored(1, to + 64, ROW);
+  if constexpr (Columns > 2) {
+    _tile_stored(2, to + 128, ROW);
+    _tile_stored(3, to + 192, ROW);
+  }
+}
+
 #undef MEDNEXT_DOT
 
 #else

@@ -2,6 +2,8 @@
 // tensor, two to eight times as wide as the block, stays in the cache.
 #pragma once
 
+#include <algorithm>
+
 #include "lookup.h"
 
 namespace mednext::MEDNEXT_ISA {
@@ -92,6 +94,8 @@ inline int64_t scratch_bytes(int64_t c_in, int64_t hidden) {
   return held * static_cast<int64_t>(sizeof(Held)) + (LATER ? TILE * hidden + BEYOND_LINES : 0);
 }
 
+constexpr int64_t AHEAD = 3;  // tiles that are asked for before they are needed
+
 // Where the voxels of a tile lie.
 struct Places {
   const int16_t* y[TILE];
@@ -99,19 +103,31 @@ struct Places {
   uint8_t* copy[TILE];
   int64_t count = 0;
 
-  // Memory is slower than the products: what a tile reads is asked for while the one before is computed.
   MEDNEXT_INLINE void find(const FeedForward8& job, int64_t first, int64_t end) {
     count = end - first < TILE ? end - first : TILE;
-    over_voxels(first, first + count, job.h, job.w, [&](int64_t i, int64_t z, int64_t y_, int64_t x) {
-      y[i] = job.y.at(z, y_, x);
-      stream[i] = job.stream.at(z, y_, x);
-      copy[i] = job.copy.to.data ? job.copy.to.at(z, y_, x) : nullptr;
-      if (i % 2 != 0) return;  // a line holds two voxels, of the copy four
-      for (int64_t b = 0; b < job.c_in / BLOCK; ++b) prefetch(y[i] + b * job.y.block);
-      for (int64_t b = 0; b < job.c_out / BLOCK; ++b) prefetch_to_write(stream[i] + b * job.stream.block);
-      if (job.copy.to.data)
-        for (int64_t b = 0; b < job.c_out / BLOCK; ++b) prefetch_to_write(copy[i] + b * job.copy.to.block);
+    over_runs(first, first + count, job.h, job.w, [&](int64_t i, int64_t z, int64_t y_, int64_t x, int64_t run) {
+      lay_out(job.y.at(z, y_, x), job.y.step, run, y + i);
+      lay_out(job.stream.at(z, y_, x), job.stream.step, run, stream + i);
+      if (job.copy.to.data) lay_out(job.copy.to.at(z, y_, x), job.copy.to.step, run, copy + i);
     });
+    if (!job.copy.to.data) std::fill_n(copy, count, nullptr);
+  }
+
+  // Asks for part `turn` of `turns` of a voxel's channels. A line holds two voxels, of the copy four.
+  MEDNEXT_INLINE void ask_for(const FeedForward8& job, int64_t v, int64_t turn, int64_t turns) const {
+    if (v % 2 != 0) return;
+    const int64_t in = job.c_in / BLOCK, out = job.c_out / BLOCK;
+    for (int64_t b = in * turn / turns; b < in * (turn + 1) / turns; ++b) prefetch_later(y[v] + b * job.y.block);
+    for (int64_t b = out * turn / turns; b < out * (turn + 1) / turns; ++b) {
+      prefetch_later(stream[v] + b * job.stream.block);
+      if (copy[v] && v % 4 == 0) prefetch_later(copy[v] + b * job.copy.to.block);
+    }
+  }
+
+ private:
+  template <class T>
+  static MEDNEXT_INLINE void lay_out(T* at, int64_t step, int64_t run, T** to) {
+    for (int64_t k = 0; k < run; ++k) to[k] = at + k * step;
   }
 };
 
@@ -132,22 +148,31 @@ inline void feed_forward(const FeedForward8& job, int64_t begin, int64_t end, ui
   Held* const kept = taken[1] + TILE * rows;
   uint8_t* const lines = reinterpret_cast<uint8_t*>(kept + (LATER ? TILE * job.hidden + BEYOND_LINES : 0));
   begin_tiles();
-  Places both[2];
-  both[0].find(job, begin, end);
-  take_normed(job, both[0], rows, taken[0]);
-  for (int64_t first = begin, turn = 0; first < end; first += TILE, turn = 1 - turn) {
-    const Places& at = both[turn];
-    const bool more = first + TILE < end;
-    if (more) both[1 - turn].find(job, first + TILE, end);
+  Places places[AHEAD + 1];
+  for (int64_t i = 0; i < AHEAD && begin + i * TILE < end; ++i) {
+    places[i].find(job, begin + i * TILE, end);
+    for (int64_t v = 0; v < places[i].count; ++v) places[i].ask_for(job, v, 0, 1);
+  }
+  take_normed(job, places[0], rows, taken[0]);
+  for (int64_t first = begin, turn = 0; first < end; first += TILE, ++turn) {
+    const Places& at = places[turn % (AHEAD + 1)];
+    const Places& next = places[(turn + 1) % (AHEAD + 1)];
+    Places& later = places[(turn + AHEAD) % (AHEAD + 1)];
+    const Held* const x = taken[turn % 2];
+    later.count = 0;
+    if (first + AHEAD * TILE < end) later.find(job, first + AHEAD * TILE, end);
     for (int64_t n = 0; n < job.hidden; n += PANEL) {
       const Finish finish(job, n);
-      over_rows<COLUMNS>(taken[turn], rows, at.count, job.expand, n,
-                         [&](int64_t v, const Sums (&sums)[COLUMNS]) { finish(sums, lines + v * hidden + n); });
+      over_rows<COLUMNS>(x, rows, at.count, job.expand, n,
+                         [&](int64_t v, const Sums (&sums)[COLUMNS]) {
+                           finish(sums, lines + v * hidden + n);
+                           if (v < later.count) later.ask_for(job, v, n / PANEL, hidden / PANEL);
+                         });
     }
     look_up(job.table, lines, at.count * job.hidden, kept);
     // Ahead of what is stored into the stream: what a product reads must have left the queue of stores, and waits there
     // for all that is before it.
-    if (more) take_normed(job, both[1 - turn], rows, taken[1 - turn]);
+    if (first + TILE < end) take_normed(job, next, rows, taken[1 - turn % 2]);
     for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
       const IntoStream finish(job.compress_scales, n, job.c_out, job.add, job.stream, job.copy);
       over_rows<NARROW>(kept, hidden, at.count, job.compress, n, [&](int64_t v, const Sums (&sums)[NARROW]) {

@@ -17,20 +17,18 @@ Level8::Level8(Size given, int64_t width, int64_t margin, bool deep)
       margin_(margin),
       margin_d_(deep ? margin : 0),
       row_(given.w + margin + std::max(margin, BEYOND)),
-      stream_(voxels(given) * width),
+      stream_(Blocks<uint16_t>::count(voxels(given), width)),
       // Windows are read whole, and so beyond the last voxel.
-      copy_((given.d + 2 * margin_d_) * (given.h + 2 * margin) * row_ * width + 64) {
+      copy_(Blocks<uint8_t>::count((given.d + 2 * margin_d_) * (given.h + 2 * margin) * row_, width) + 64) {
   copy_.fill(ZERO);
 }
 
-View<uint16_t> Level8::stream() const {
-  const int64_t row = channels * size.w;
-  return {stream_.data(), size.h * row, row, BLOCK * size.w, BLOCK};
-}
+View<uint16_t> Level8::stream() const { return Blocks<uint16_t>::view(stream_.data(), size.d, size.h, size.w); }
 
 View<uint8_t> Level8::copy() const {
-  const int64_t row = channels * row_, plane = (size.h + 2 * margin_) * row;
-  return {copy_.data() + margin_d_ * plane + margin_ * row + margin_ * BLOCK, plane, row, BLOCK * row_, BLOCK};
+  View<uint8_t> view = Blocks<uint8_t>::view(copy_.data(), size.d + 2 * margin_d_, size.h + 2 * margin_, row_);
+  view.data = view.at(margin_d_, margin_, margin_);
+  return view;
 }
 
 Net8::Net8(const Int8Kernels& kernels, const mednext_cpu_dense& stem, const mednext_cpu_dense& head)
@@ -53,7 +51,7 @@ void Net8::prepare(Size size, int threads) {
   const std::vector<Size> all = sizes(size);
   for (const Size each : all) levels_.emplace_back(each, whole_blocks(width(levels_.size())), margin_, deep());
   const Largest largest = largest_of(blocks_, all, deep());
-  y_ = Lines<int16_t>(largest.numbers);
+  y_ = Lines<int16_t>(largest.numbers + largest.channels / BLOCK * Blocks<int16_t>::FURTHER);
   sums_ = Lines<double>(largest.parts * 2 * BLOCK);
   totals_.resize(static_cast<std::size_t>(2 * largest.channels));
   norm_ = Lines<float>(2 * largest.channels);
@@ -99,14 +97,13 @@ void Net8::run_block(std::size_t i) {
       round_front(to, copy.levels);
     }
   }
-  const int64_t row = block.c_in * size.w;
   const bool add = block.form == Form::up || block.residual;
   const FeedForward8 job{block.c_in,
                          block.hidden,
                          block.c_out,
                          size.h,
                          size.w,
-                         {y_.data(), size.h * row, row, BLOCK * size.w, BLOCK},
+                         read_only(Blocks<int16_t>::view(y_.data(), size.d, size.h, size.w)),
                          {norm_.data(), norm_.data() + block.c_in},
                          block.expand.panels(),
                          block.expand.scales(),
@@ -123,7 +120,6 @@ void Net8::run_block(std::size_t i) {
 
 // Leaves y in 16 bits, and in `norm_` what takes it to the INT8 of the normalised.
 void Net8::convolve(const Block8& block, const Level8& from, Size size) {
-  const int64_t row = block.c_in * size.w;
   const Parts parts(size, deep(), block.c_in);
   const Depthwise8 job{block.form,
                        block.kernel,
@@ -136,7 +132,7 @@ void Net8::convolve(const Block8& block, const Level8& from, Size size) {
                        block.depthwise_offsets.data(),
                        block.depthwise_scale.data(),
                        block.c_in,
-                       {y_.data(), size.h * row, row, BLOCK * size.w, BLOCK},
+                       Blocks<int16_t>::view(y_.data(), size.d, size.h, size.w),
                        parts.rows,
                        sums_.data()};
   over_parts(size, parts, [&](int64_t z, int64_t part, int64_t b) { kernels_.depthwise(job, z, part, b); });

@@ -154,14 +154,27 @@ MEDNEXT_INLINE void over_rows(const Held* x, int64_t rows, int64_t voxels, const
   const Weight* const panel = reinterpret_cast<const Weight*>(panels.weights) + first * rows;
   const int32_t* const offsets = panels.offsets + first;
 #if defined(__AMX_INT8__)
-  alignas(64) int32_t tile[TILE * Columns * SUMS];
-  multiply_tiles<TileKind::bytes, Columns / 2>(x, rows, panel, offsets, tile);
-  for (int64_t v = 0; v < voxels; ++v) {
-    if (v % 8 == 0) keep_tiles_awake();
-    Sums sums[Columns];
-    MEDNEXT_UNROLL
-    for (int c = 0; c < Columns; ++c) sums[c] = _mm512_load_si512(tile + (v * Columns + c) * SUMS);
-    part(v, sums);
+  // Tiles are multiplied while the sixteen voxels before them are taken. Weights that the first cache does not hold are
+  // read once for all voxels instead.
+  constexpr int64_t HELD_WEIGHTS = 16384, SIXTEEN = 16;
+  alignas(64) int32_t sums_of[TILE * Columns * SUMS];
+  const bool at_once = rows * Columns * SUMS > HELD_WEIGHTS;
+  const auto multiply_next = [&](int64_t v) {
+    multiply_sixteen<TileKind::bytes, Columns>(x + v * rows, rows, panel, offsets, sums_of + v * Columns * SUMS);
+  };
+  if (at_once)
+    multiply_tiles<TileKind::bytes, Columns / 2>(x, rows, panel, offsets, sums_of);
+  else
+    multiply_next(0);
+  for (int64_t begin = 0; begin < voxels; begin += SIXTEEN) {
+    if (!at_once && begin + SIXTEEN < voxels) multiply_next(begin + SIXTEEN);
+    const int64_t end = voxels < begin + SIXTEEN ? voxels : begin + SIXTEEN;
+    for (int64_t v = begin; v < end; ++v) {
+      Sums sums[Columns];
+      MEDNEXT_UNROLL
+      for (int c = 0; c < Columns; ++c) sums[c] = _mm512_load_si512(sums_of + (v * Columns + c) * SUMS);
+      part(v, sums);
+    }
   }
 #else
   int64_t v = 0;
