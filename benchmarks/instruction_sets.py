@@ -11,7 +11,6 @@ ratios tell more than times.
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,30 +18,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from peers.instruction_sets import SETS, InstructionSet, hold_back, sets_here
 
-from mednext_edge import cpu
 from mednext_edge.environment import environment
 from mednext_edge.evaluation.ratios import Ratio, median_ratio
 from mednext_edge.evaluation.workers import Clock, Side, Worker
-
-
-@dataclass(frozen=True)
-class InstructionSet:
-    """A set by its names: what the processor must have, what ours calls it, what oneDNN calls it."""
-
-    needs: str
-    ours: str
-    onednn: str
-
-
-SETS = (
-    InstructionSet("avx2", "avx2", "AVX2"),
-    InstructionSet("avx_vnni", "avx_vnni", "AVX2_VNNI"),
-    InstructionSet("avx512", "avx512", "AVX512_CORE"),
-    InstructionSet("avx512_vnni", "avx512_vnni", "AVX512_CORE_VNNI"),
-    InstructionSet("avx512_bf16", "avx512_bf16", "AVX512_CORE_BF16"),
-    InstructionSet("amx_bf16", "amx", "AVX512_CORE_AMX"),
-)
 
 
 @dataclass(frozen=True)
@@ -67,15 +47,15 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 1,
     clock: Annotated[str, typer.Option(help="wall, or cpu: what the threads of the process computed.")] = "wall",
 ) -> None:
-    asked = set(sets.split(","))
-    if unknown := asked - {each.ours for each in SETS}:
-        raise typer.BadParameter(f"unknown sets {', '.join(sorted(unknown))}", param_hint="--sets")
-    here = [each for each in SETS if each.needs in cpu.features() and each.ours in asked]
+    try:
+        here = sets_here(set(sets.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--sets") from error
     measured: Clock = "cpu" if clock == "cpu" else "wall"
     with ExitStack() as stack:
         workers: list[Worker] = []
         for each in here:
-            os.environ |= {"MEDNEXT_CPU_ISA": each.ours, "ONEDNN_MAX_CPU_ISA": each.onednn}
+            hold_back(each)
             for name, bundle in (("native", native), ("openvino", openvino)):
                 side = Side(f"{name}, {each.ours}", str(bundle), threads=threads, clock=measured)
                 workers.append(stack.enter_context(Worker(side)))

@@ -6,8 +6,10 @@ Each engine of a network is prepared (converted, calibrated) in one process, and
 another, so that its peak memory is its own; the processes of one network are timed in turns, in random order, so that
 all see the same machine. `--engines-in FOLDER` keeps what is prepared for the next call. In MLPerf's terms `p90_ms` is
 single stream (the 90th percentile of one patch after the other) and `patches_per_s` is offline (throughput).
-`peak_share` is of a matrix product in the same precision in the same run. What cannot run here is listed with the
-reason. INT8 is calibrated on noise; nothing here speaks of accuracy. `pip install mednext-edge[peers]` brings them all.
+`peak_share` is of a matrix product in the same precision in the same run. `--instruction-set` holds PyTorch's oneDNN,
+OpenVINO and the native engine back to what a processor without the newest units has; ONNX Runtime it does not reach.
+What cannot run here is listed with the reason. INT8 is calibrated on noise; nothing here speaks of accuracy. `pip
+install mednext-edge[peers]` brings them all.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 import psutil
 import typer
 from peers.engines import ENGINES
+from peers.instruction_sets import hold_back, sets_here
 from peers.networks import NETWORKS, network
 from peers.plot import plot
 from peers.work import PRECISIONS, gemm_peak, gflop
@@ -63,7 +66,12 @@ def main(
     rounds: Annotated[int, typer.Option(min=1)] = 9,
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     engines_in: Annotated[Path | None, typer.Option(help="Folder that keeps what is prepared.")] = None,
+    instruction_set: Annotated[
+        str | None, typer.Option(metavar="SET", help="Hold all engines back to it, such as avx512_bf16.")
+    ] = None,
 ) -> None:
+    if instruction_set is not None:
+        _hold_back(instruction_set)
     size = tuple(map(int, patch.split()))
     peaks = {precision: gemm_peak(precision, threads) for precision in PRECISIONS}
     rows: list[Row] = []
@@ -81,6 +89,7 @@ def main(
             "patch": size,
             "rounds": rounds,
             "threads": threads,
+            "instruction_set": instruction_set,
             "gemm_peak_gflops": peaks,
             "rows": [asdict(row) for row in rows],
             "missing": missing,
@@ -170,6 +179,16 @@ def time_network(
             f"{name:20} {engine:20} {p50:8.1f} ms {rate:7.1f} GFLOP/s {memory[engine]:7.0f} MB {speedup}", err=True
         )
     return rows, missing
+
+
+def _hold_back(name: str) -> None:
+    try:
+        here = sets_here({name})
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--instruction-set") from error
+    if not here:
+        raise typer.BadParameter(f"this processor has no {name}", param_hint="--instruction-set")
+    hold_back(here[0])
 
 
 def _prepare(request: dict[str, Any], folder: Path) -> None:
