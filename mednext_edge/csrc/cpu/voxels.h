@@ -12,17 +12,6 @@ inline void prefetch(const void* at) {
 #endif
 }
 
-// What is read once: it does not come into the second cache, out of which it would have to be taken to the third.
-inline void prefetch_once(const void* at) {
-#if defined(__GNUC__)
-  __builtin_prefetch(at, 0, 0);
-#endif
-}
-inline void prefetch_to_write(const void* at) {
-#if defined(__GNUC__)
-  __builtin_prefetch(at, 1);
-#endif
-}
 // Into the second cache.
 inline void prefetch_later(const void* at) {
 #if defined(__GNUC__)
@@ -54,6 +43,12 @@ MEDNEXT_INLINE void over_voxels(int64_t begin, int64_t end, int64_t h, int64_t w
   over_runs(begin, end, h, w, [&](int64_t i, int64_t z, int64_t y, int64_t x, int64_t count) {
     for (int64_t k = 0; k < count; ++k) part(i + k, z, y, x + k);
   });
+}
+
+// Where the voxels of a run lie.
+template <class T>
+MEDNEXT_INLINE void lay_out(T* at, int64_t step, int64_t run, T** to) {
+  for (int64_t k = 0; k < run; ++k) to[k] = at + k * step;
 }
 
 }  // namespace mednext::MEDNEXT_ISA

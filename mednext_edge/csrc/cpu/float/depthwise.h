@@ -136,7 +136,7 @@ MEDNEXT_APART void convolve_slice(const Slice<S>& slice) {
 template <int K, class T>
 inline void depthwise_of(const Depthwise<T>& job, int64_t z, int64_t part, int64_t b) {
   const int64_t parts = (job.h + job.rows - 1) / job.rows, top = part * job.rows;
-  const int64_t blocks = job.y.row / (BLOCK * job.w);
+  const int64_t blocks = job.channels / BLOCK;
   const int64_t middle = job.form == Form::down && job.depth > 1 ? 2 * z : z;
   const int64_t first = job.form == Form::up ? 0 : middle - job.depth / 2;  // `Spread` finds its planes itself
   for (int64_t c = 0; c < BLOCK; c += LANES) {

@@ -17,12 +17,20 @@ struct TilePlaces {
   // Memory is slower than the products: what a tile reads is asked for while the one before is computed.
   MEDNEXT_INLINE void find(const FeedForward<T>& job, int64_t first, int64_t end) {
     count = end - first < TILE ? end - first : TILE;
-    over_voxels(first, first + count, job.h, job.w, [&](int64_t i, int64_t z, int64_t y_, int64_t x) {
-      y[i] = job.y.at(z, y_, x);
-      stream[i] = job.stream.at(z, y_, x);
-      for (int64_t b = 0; b < job.c_in / BLOCK; ++b) prefetch(y[i] + b * job.y.block);
-      for (int64_t b = 0; b < job.c_out / BLOCK; ++b) prefetch(stream[i] + b * job.stream.block);
+    over_runs(first, first + count, job.h, job.w, [&](int64_t i, int64_t z, int64_t y_, int64_t x, int64_t run) {
+      lay_out(job.y.at(z, y_, x), job.y.step, run, y + i);
+      lay_out(job.stream.at(z, y_, x), job.stream.step, run, stream + i);
+      ask_for(y[i], job.y.block, job.c_in, run);
+      ask_for(stream[i], job.stream.block, job.c_out, run);
     });
+  }
+
+ private:
+  // Every line of a run, block by block.
+  static MEDNEXT_INLINE void ask_for(const T* at, int64_t block, int64_t channels, int64_t run) {
+    constexpr int64_t LINE = 64 / sizeof(T);
+    for (int64_t c = 0; c < channels; c += BLOCK, at += block)
+      for (int64_t k = 0; k < run * BLOCK; k += LINE) prefetch(at + k);
   }
 };
 

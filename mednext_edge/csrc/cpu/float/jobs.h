@@ -19,6 +19,7 @@ struct Depthwise {
   int64_t d, h, w;        // of the result
   View<const T> x;        // with margins of kernel / 2
   const float* weights;   // [blocks, depth, kernel, kernel, BLOCK]
+  int64_t channels;       // in whole blocks
   View<T> y;
   int64_t rows;     // of a part
   double* moments;  // [d, parts, blocks, 3, BLOCK]: one value of y, sums of the distances from it and of their squares

@@ -7,19 +7,19 @@ namespace mednext {
 template <class T>
 FloatLevel<T>::FloatLevel(Size given, int64_t width, int64_t margin, bool deep)
     : size(given),
-      channels_(width),
       margin_(margin),
       margin_d_(deep ? margin : 0),
       row_(given.w + 2 * margin),
       // Some results of a row are computed together, and read what would be beyond the last one.
-      stream_((given.d + 2 * margin_d_) * (given.h + 2 * margin) * row_ * width + BLOCK * 2) {
+      stream_(Blocks<T>::count((given.d + 2 * margin_d_) * (given.h + 2 * margin) * row_, width) + BLOCK * 2) {
   stream_.fill(0);
 }
 
 template <class T>
 View<T> FloatLevel<T>::stream() const {
-  const int64_t row = channels_ * row_, plane = (size.h + 2 * margin_) * row;
-  return {stream_.data() + margin_d_ * plane + margin_ * row + margin_ * BLOCK, plane, row, BLOCK * row_, BLOCK};
+  View<T> view = Blocks<T>::view(stream_.data(), size.d + 2 * margin_d_, size.h + 2 * margin_, row_);
+  view.data = view.at(margin_d_, margin_, margin_);
+  return view;
 }
 
 template <class T>
@@ -45,7 +45,7 @@ void FloatNet<T>::prepare(Size size, int threads) {
   const std::vector<Size> all = sizes(size);
   for (const Size each : all) levels_.emplace_back(each, whole_blocks(width(levels_.size())), margin_, deep());
   const Largest largest = largest_of(blocks_, all, deep());
-  y_ = Lines<T>(largest.numbers);
+  y_ = Lines<T>(largest.numbers + largest.channels / BLOCK * Blocks<T>::FURTHER);
   moments_ = Lines<double>(largest.parts * 3 * BLOCK);
   scale_ = Lines<float>(largest.channels);
   shift_ = Lines<float>(largest.channels);
@@ -68,9 +68,8 @@ void FloatNet<T>::run(Size size, const float* x, float* y, int threads) {
 }
 
 template <class T>
-View<T> FloatNet<T>::result(const FloatBlock<T>& block, Size size) const {
-  const int64_t row = block.c_in * size.w;
-  return {y_.data(), size.h * row, row, BLOCK * size.w, BLOCK};
+View<T> FloatNet<T>::result(Size size) const {
+  return Blocks<T>::view(y_.data(), size.d, size.h, size.w);
 }
 
 template <class T>
@@ -89,7 +88,7 @@ void FloatNet<T>::run_block(const FloatBlock<T>& block) {
                            block.c_out,
                            size.h,
                            size.w,
-                           read_only(result(block, size)),
+                           read_only(result(size)),
                            scale_.data(),
                            shift_.data(),
                            block.expand.panels(),
@@ -105,9 +104,18 @@ void FloatNet<T>::run_block(const FloatBlock<T>& block) {
 template <class T>
 void FloatNet<T>::convolve(const FloatBlock<T>& block, const FloatLevel<T>& from, Size size) {
   const Parts parts(size, deep(), block.c_in);
-  const Depthwise<T> job{block.form, block.kernel,           block.depth,           size.d,
-                         size.h,     size.w,                 read_only(from.stream()), block.depthwise.data(),
-                         result(block, size), parts.rows, moments_.data()};
+  const Depthwise<T> job{block.form,
+                         block.kernel,
+                         block.depth,
+                         size.d,
+                         size.h,
+                         size.w,
+                         read_only(from.stream()),
+                         block.depthwise.data(),
+                         block.c_in,
+                         result(size),
+                         parts.rows,
+                         moments_.data()};
   over_parts(size, parts, [&](int64_t z, int64_t part, int64_t b) { kernels_.depthwise(job, z, part, b); });
   make_norm(block, parts, size);
 }

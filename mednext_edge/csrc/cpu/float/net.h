@@ -16,7 +16,7 @@ class FloatLevel {
   View<T> stream() const;
 
  private:
-  int64_t channels_, margin_, margin_d_, row_;
+  int64_t margin_, margin_d_, row_;
   Lines<T> stream_;
 };
 
@@ -43,7 +43,7 @@ class FloatNet : public AnyFloatNet {
   void convolve(const FloatBlock<T>& block, const FloatLevel<T>& from, Size size);
   void make_norm(const FloatBlock<T>& block, const Parts& parts, Size size);
   void add_shortcut(const FloatBlock<T>& block, const FloatLevel<T>& from, const FloatLevel<T>& to);
-  View<T> result(const FloatBlock<T>& block, Size size) const;
+  View<T> result(Size size) const;
 
   const FloatKernels<T>& kernels_;
   Ends ends_;

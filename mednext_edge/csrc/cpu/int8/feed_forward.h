@@ -123,12 +123,6 @@ struct Places {
       if (copy[v] && v % 4 == 0) prefetch_later(copy[v] + b * job.copy.to.block);
     }
   }
-
- private:
-  template <class T>
-  static MEDNEXT_INLINE void lay_out(T* at, int64_t step, int64_t run, T** to) {
-    for (int64_t k = 0; k < run; ++k) to[k] = at + k * step;
-  }
 };
 
 // The normalised voxels of a tile in INT8.
