@@ -73,7 +73,7 @@ def main(
     if instruction_set is not None:
         _hold_back(instruction_set)
     size = tuple(map(int, patch.split()))
-    peaks = {precision: gemm_peak(precision, threads) for precision in PRECISIONS}
+    peaks: dict[str, dict[str, float]] = {}
     rows: list[Row] = []
     missing: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -82,9 +82,10 @@ def main(
         with contextlib.ExitStack() as stack:
             kept = engines_in or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             files = kept / f"{name}-{'x'.join(map(str, size))}"
-            found, lacking = time_network(name, engines.split(","), size, rounds, threads, peaks, files)
+            found, lacking, peak = time_network(name, engines.split(","), size, rounds, threads, files)
         rows += found
         missing |= lacking
+        peaks |= {name: peak} if peak else {}
         whole = {
             "patch": size,
             "rounds": rounds,
@@ -106,15 +107,14 @@ def time_network(
     size: tuple[int, ...],
     rounds: int,
     threads: int | None,
-    peaks: dict[str, float],
     files: Path,
-) -> tuple[list[Row], dict[str, str]]:
-    """Its rows, and why others are missing."""
+) -> tuple[list[Row], dict[str, str], dict[str, float]]:
+    """Its rows, why others are missing, and the GFLOP/s of matrix products between them: the median over the rounds."""
     missing: dict[str, str] = {}
     try:
         work = gflop(network(name, size))
     except (MednextEdgeError, ValueError, AssertionError) as error:  # peers refuse sizes in their own ways
-        return [], {name: str(error)}
+        return [], {name: str(error)}, {}
     requests = {}
     for engine in engines:  # all of them before the first is opened: conversion takes more memory than inference
         folder = files / engine.replace(" ", "-")
@@ -149,17 +149,21 @@ def time_network(
             typer.echo(f"{name}, {engine}: {missing.get(f'{name}, {engine}', 'ready')}", err=True)
         taken: dict[str, list[float]] = {engine: [] for engine in channels}
         generator = np.random.default_rng(0)
+        products: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
         for _ in range(rounds):
+            for precision, found in products.items():  # in turns too: the clocks of a shared machine come and go
+                found.append(gemm_peak(precision, threads))
             for engine in generator.permutation(list(channels)):
                 taken[engine].append(float(channels[engine].ask({"calls": 1})["wall"]))
         memory = {engine: _peak_mb(channel.pid) for engine, channel in channels.items()}
     rows = []
+    peaks = {precision: float(np.median(found)) for precision, found in products.items()}
     for engine, times in taken.items():
         p50, p90 = (float(p) for p in np.percentile(times, [50, 90]))
         speedup = None
         if REFERENCE in taken:
-            found = median_ratio(np.log(taken[REFERENCE]) - np.log(times))
-            speedup = (found.value, found.low, found.high)
+            ratio = median_ratio(np.log(taken[REFERENCE]) - np.log(times))
+            speedup = (ratio.value, ratio.low, ratio.high)
         rate = work / (p50 / 1e3)
         row = Row(
             network=name,
@@ -178,7 +182,7 @@ def time_network(
         typer.echo(
             f"{name:20} {engine:20} {p50:8.1f} ms {rate:7.1f} GFLOP/s {memory[engine]:7.0f} MB {speedup}", err=True
         )
-    return rows, missing
+    return rows, missing, peaks
 
 
 def _hold_back(name: str) -> None:
