@@ -120,6 +120,8 @@ inline void column(const Plane& p, int64_t x0) {
     const int64_t y = t - (K - 1);
     if (y >= 0) {
       int16_t* const to = p.y + (p.top + y) * job.y.row + x0 * BLOCK;
+      prefetch_later(to + W * BLOCK);  // what the next column writes here
+      if constexpr (W > 2) prefetch_later(to + W * BLOCK + 2 * BLOCK);
       MEDNEXT_UNROLL
       for (int i = 0; i < W; ++i) moments.take(to + i * BLOCK, sums[DONE][i], scale);
     }

@@ -34,8 +34,12 @@ inline void head_of_tile(const Head& job, int64_t begin, int64_t end) {
   float channels[TOGETHER][BLOCK], logits[TILE][BLOCK];
   const uint16_t* streams[TILE];
   const int64_t voxels = end - begin;
-  over_voxels(begin, end, job.h, job.w,
-              [&](int64_t i, int64_t z, int64_t y, int64_t x) { streams[i] = job.stream.at(z, y, x); });
+  over_runs(begin, end, job.h, job.w, [&](int64_t i, int64_t z, int64_t y, int64_t x, int64_t run) {
+    lay_out(job.stream.at(z, y, x), job.stream.step, run, streams + i);
+    for (int64_t b = 0; b < job.c_in / BLOCK; ++b)
+      for (int64_t k = 0; k < run; k += 2)  // a line holds two voxels
+        prefetch_later(streams[i] + b * job.stream.block + (2 * TILE + k) * BLOCK);
+  });
   for (int64_t k = 0; k < job.classes; k += BLOCK) {
     for (int64_t first = 0; first < voxels; first += TOGETHER) {
       const int64_t several = voxels - first < TOGETHER ? voxels - first : TOGETHER;
