@@ -27,11 +27,13 @@ from torch.nn import functional as F
 
 from mednext_edge.environment import environment
 from mednext_edge.evaluation.ratios import median_ratio
+from mednext_edge.export import openvino  # noqa: F401  # puts itself into the table
 from mednext_edge.export.graph import to_onnx
 from mednext_edge.export.targets import TARGETS, Job
 from mednext_edge.export.tune_part import model_of, noise
 from mednext_edge.export.tune_race import milliseconds
 from mednext_edge.fusion import fuse
+from mednext_edge.fusion.instance_norm import InstanceNorm
 from mednext_edge.fusion.parity import transposed_blocks, use_parity
 from mednext_edge.models.mednext import UpBlock
 from mednext_edge.ops.parity import interleave, parity_weights
@@ -44,7 +46,7 @@ class JoinedLast(nn.Module):
 
     def __init__(self, block: UpBlock) -> None:
         super().__init__()
-        assert isinstance(block.conv1, nn.ConvTranspose3d) and isinstance(block.norm, nn.GroupNorm)
+        assert isinstance(block.conv1, nn.ConvTranspose3d) and isinstance(block.norm, InstanceNorm)
         assert isinstance(block.res_conv, nn.ConvTranspose3d) and isinstance(block.conv3, nn.Conv3d)
         self.eps = block.norm.eps
         self.expand, self.act, self.compress = block.conv2, block.act, copy.deepcopy(block.conv3)
@@ -84,6 +86,23 @@ class JoinedLast(nn.Module):
         return interleave(padded[::-1])
 
 
+def forms_of(block: UpBlock) -> dict[str, nn.Module]:
+    """All forms of a fused up block."""
+    parity = copy.deepcopy(block)
+    use_parity(parity)
+    return {"transposed": block, REFERENCE: parity, "joined last": JoinedLast(block)}
+
+
+def _check_equal(forms: dict[str, nn.Module], channels: int) -> None:
+    small = torch.randn(1, channels, 6, 5, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        answers = {name: form(small) for name, form in forms.items()}
+    for name, answer in answers.items():
+        apart = float((answer - answers["transposed"]).abs().max() / answer.abs().max())
+        if not apart < 1e-10:
+            raise RuntimeError(f"the form {name!r} is {apart} off the transposed one")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="JSON.")],
     channels: Annotated[int, typer.Option(help="Of the input; the last up block of S has 64.")] = 64,
@@ -96,19 +115,10 @@ def main(
     block = next(
         block for _, block in transposed_blocks(model.net) if cast(nn.Conv3d, block.conv2).in_channels == channels
     )
-    block = copy.deepcopy(block).eval()
-    parity = copy.deepcopy(block)
-    use_parity(parity)
-    forms: dict[str, nn.Module] = {"transposed": block, REFERENCE: parity, "joined last": JoinedLast(block)}
+    forms = forms_of(block)
     size = (side,) * 3
     x = noise(channels, size)
-    small = torch.randn(1, channels, 6, 5, 4, dtype=torch.float64)
-    with torch.inference_mode():
-        expected = copy.deepcopy(block).double()(small)
-        for name, form in forms.items():
-            apart = float((copy.deepcopy(form).double()(small) - expected).abs().max())
-            if apart > 1e-9 * float(expected.abs().max()):
-                raise RuntimeError(f"the form {name!r} is {apart} off the transposed one")
+    _check_equal(forms_of(copy.deepcopy(block).double()), channels)
     target = TARGETS["openvino"]
     with ExitStack() as stack:
         sessions = {}
