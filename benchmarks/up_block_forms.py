@@ -1,11 +1,11 @@
 """The forms of an up block in OpenVINO, one beside the other: transposed, parities, and parities put together last.
 
-    python benchmarks/up_block_forms.py [--channels 64] [--side 64] [--precision bf16] [--rounds N] --out FILE
+    python benchmarks/up_block_forms.py [--channels 64] [--side 64] [--precision bf16] [--mean M] [--rounds N] --out FILE
 
 Put together last: the parities of the transposed convolution stay tensors of their own through norm, expansion and
 compression, which leaves half the channels; the residual, which one parity alone has, is added there by a plain
 convolution; zeros in front and interleaving come at the end. Its statistics are sums over all parities. Float alone:
-`--precision` fp32 or bf16.
+`--precision` fp32 or bf16. `error` is the distance from float64, root mean square over that of the answer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Annotated, cast
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from peers.networks import network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +38,7 @@ from mednext_edge.fusion.instance_norm import InstanceNorm
 from mednext_edge.fusion.parity import transposed_blocks, use_parity
 from mednext_edge.models.mednext import UpBlock
 from mednext_edge.ops.parity import interleave, parity_weights
+from mednext_edge.runtime.session import Array
 
 REFERENCE = "parity"
 
@@ -103,11 +105,16 @@ def _check_equal(forms: dict[str, nn.Module], channels: int) -> None:
             raise RuntimeError(f"the form {name!r} is {apart} off the transposed one")
 
 
+def _distance(answer: Array, exact: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.square(answer - exact).mean() / np.square(exact).mean()))
+
+
 def main(
     out: Annotated[Path, typer.Option(help="JSON.")],
     channels: Annotated[int, typer.Option(help="Of the input; the last up block of S has 64.")] = 64,
     side: Annotated[int, typer.Option(help="Voxels along each axis of the input.")] = 64,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    mean: Annotated[float, typer.Option(help="Of the input, whose standard deviation is 1.")] = 0.0,
     rounds: Annotated[int, typer.Option(min=1)] = 25,
 ) -> None:
     torch.manual_seed(0)
@@ -117,8 +124,12 @@ def main(
     )
     forms = forms_of(block)
     size = (side,) * 3
-    x = noise(channels, size)
-    _check_equal(forms_of(copy.deepcopy(block).double()), channels)
+    x = noise(channels, size) + np.float32(mean)
+    wide = forms_of(copy.deepcopy(block).double())
+    _check_equal(wide, channels)
+    with torch.inference_mode():
+        exact = wide["transposed"](torch.from_numpy(x).double()).numpy()
+    errors: dict[str, float] = {}
     target = TARGETS["openvino"]
     with ExitStack() as stack:
         sessions = {}
@@ -126,7 +137,7 @@ def main(
             alone = model_of(form, channels, size)
             graph = to_onnx(alone, size, half=precision in target.half)
             sessions[name] = stack.enter_context(target.trial(Job(alone, graph, precision, size)))
-            sessions[name].run(x)
+            errors[name] = _distance(sessions[name].run(x), exact)
         taken: dict[str, list[float]] = {name: [] for name in forms}
         generator = np.random.default_rng(0)
         for _ in range(rounds):
@@ -135,10 +146,11 @@ def main(
     rows = {}
     for name, times in taken.items():
         ratio = median_ratio(np.log(times) - np.log(taken[REFERENCE]))
-        rows[name] = {"ms": float(np.median(times)), "over_parity": asdict(ratio)}
-        typer.echo(f"{name:12} {np.median(times):7.1f} ms  {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
-    whole = {"channels": channels, "size": size, "precision": precision, "rounds": rounds, "rows": rows}
-    out.write_text(json.dumps({**whole, "environment": environment().model_dump()}, indent=1) + "\n")
+        rows[name] = {"ms": float(np.median(times)), "over_parity": asdict(ratio), "error": errors[name]}
+        interval = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+        typer.echo(f"{name:12} {np.median(times):7.1f} ms  {interval}  error {errors[name]:.2e}")
+    whole = {"channels": channels, "size": size, "precision": precision, "mean": mean, "rounds": rounds}
+    out.write_text(json.dumps({**whole, "rows": rows, "environment": environment().model_dump()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
