@@ -1,6 +1,6 @@
 """The forms of an up block in OpenVINO, one beside the other: transposed, parities, and parities put together last.
 
-    python benchmarks/up_block_forms.py [--channels 64] [--side 64] [--precision bf16] [--mean M] [--rounds N] --out FILE
+    python benchmarks/up_block_forms.py [--side 64] [--precision bf16] [--mean M] [--rounds N] --out FILE
 
 Put together last: the parities of the transposed convolution stay tensors of their own through norm, expansion and
 compression, which leaves half the channels; the residual, which one parity alone has, is added there by a plain
