@@ -10,6 +10,7 @@ from mednext_edge.ops.int8_net import Block8, Dense8, Net8
 from mednext_edge.ops.net_parts import Form
 
 LARGEST, LARGEST16 = 128, 32767
+LARGEST_BIAS = 2**22  # in sums; a larger one is added behind them
 CONV = {2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -40,7 +41,8 @@ def block_twin(block: Block8, stream: Tensor, larger: Tensor) -> Tensor:
     axes = tuple(range(1, y.dim()))
     unit = _spread(_unit(block), y)
     mean, variance = y.mean(axes, keepdim=True), y.var(axes, unbiased=False, keepdim=True)
-    normed = _int8((y.round() - mean) / (block.norm_step * (variance + block.eps / unit**2).sqrt()))
+    scale = 1 / (block.norm_step * (variance + block.eps / unit**2).sqrt())
+    normed = _int8((y.round() - mean) * _fifteen_bits(scale))
     lines = _dense(block.expand, normed).round().clamp(-128, 127)
     out = _dense(block.compress, block.table[lines.long() + 128].double())
     if block.form is Form.SAME:
@@ -85,12 +87,22 @@ def _unit(block: Block8) -> Tensor:
     return torch.where(bound > 0, bound / LARGEST16, 1.0)
 
 
+def _fifteen_bits(scale: Tensor) -> Tensor:
+    """As the factors of whole numbers have them, which are multiples of 2^-24 below one half."""
+    places = 2.0 ** (15 - torch.frexp(scale).exponent).clamp(16, 24)
+    factor = (scale * places).round().clamp(max=LARGEST16)
+    return torch.where(scale < 0.5, factor / places, scale)
+
+
 def _int8(x: Tensor) -> Tensor:
     return x.round().clamp(-LARGEST, LARGEST - 1)
 
 
 def _dense(layer: Dense8, x: Tensor) -> Tensor:
-    return _linear(layer.weight.double(), x) * _spread(layer.scale, x) + _spread(layer.bias, x)
+    scale, bias = layer.scale.double(), layer.bias.double()
+    whole = (bias / scale).round()
+    bias = torch.where(whole.abs() < LARGEST_BIAS, whole * scale, bias)
+    return _linear(layer.weight.double(), x) * _spread(scale, x) + _spread(bias, x)
 
 
 def _linear(weight: Tensor, x: Tensor) -> Tensor:

@@ -52,19 +52,39 @@ def check() -> None:
         for residual in (True, False):
             for resampled in (True, False):
                 net = one_level(kernel, dims, channels, residual=residual, resampled=resampled)
-                x = torch.randn(2, *size, generator=g)
-                found, exact = PackedNet(net)(x).double(), net8_twin(net, x)
-                # Sums in float32 may round the other way at a tie: one level of one number of the hidden tensor.
-                error = (found - exact).abs() / exact.std()
-                assert error.square().mean().sqrt() < 0.01, (kernel, dims, channels, size, residual, resampled)
-                assert (error > 1e-3).double().mean() < 0.3
-                assert error.max() < 0.1
+                check_one(net, torch.randn(2, *size, generator=g))
+
+
+def check_one(net: Net8, x: torch.Tensor) -> None:
+    found, exact = PackedNet(net)(x).double(), net8_twin(net, x)
+    # Sums in float32 may round the other way at a tie: one level of one number of the hidden tensor.
+    error = (found - exact).abs() / exact.std()
+    assert error.square().mean().sqrt() < 0.01, (net, x.shape)
+    assert (error > 1e-3).double().mean() < 0.3
+    assert error.max() < 0.1
+
+
+def check_extremes() -> None:
+    """Numbers for which a kernel leaves its usual way."""
+    one = one_level(3, 3, 32, residual=True, resampled=False)
+    (block,), x = one.blocks, torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(0))
+    for changed in (
+        block,
+        # A channel without weights.
+        replace(block, depthwise=torch.cat([torch.zeros_like(block.depthwise[:1]), block.depthwise[1:]])),
+        # Biases of more sums than a sum has digits.
+        replace(block, expand=replace(block.expand, scale=block.expand.scale / 1e6)),
+        replace(block, compress=replace(block.compress, bias=block.compress.bias + 300)),
+    ):
+        check_one(replace(one, blocks=(changed,)), x)
+    check_one(one, x / 40)  # levels of -1 to 1: results of the convolution are a few units of 16 bits
+    check_one(one_level(3, 2, 130, residual=True, resampled=True), x[:, 0])  # products of 525 numbers
 
 
 @pytest.mark.parametrize("isa", ISA)
 def test_against_float64(isa: str) -> None:
     """In a process of its own: the instruction set is chosen once."""
-    code = "from tests.ops import test_int8_net as t; t.check(); print(t.cpu_library.isa())"
+    code = "from tests.ops import test_int8_net as t; t.check(); t.check_extremes(); print(t.cpu_library.isa())"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "MEDNEXT_CPU_ISA": isa}, capture_output=True, text=True
     )

@@ -11,9 +11,14 @@ struct Packed {
   Lines<int8_t> weights;
   Lines<int32_t> offsets;
   Lines<float> scale, bias;
+  bool lifted = false;
 
-  Panels panels() const { return {weights.data(), offsets.data()}; }
+  Panels panels() const { return {weights.data(), offsets.data(), lifted}; }
   Scales scales() const { return {scale.data(), bias.data()}; }
+  // Puts what biases are in whole sums into the offsets, as INT32. True where no sum of the weights `given`
+  // [columns, rows] and values of at most `largest` is too large to be lifted.
+  bool settle(const int8_t* given, int64_t columns, int64_t rows, float largest);
+  void lift();
 };
 
 class Block8 {

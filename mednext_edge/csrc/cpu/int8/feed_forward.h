@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "lookup.h"
+#include "normed.h"
 
 namespace mednext::MEDNEXT_ISA {
 
@@ -12,6 +13,7 @@ namespace mednext::MEDNEXT_ISA {
 // the table, looked up at once.
 #if defined(__AVX512VBMI__)
 constexpr bool LATER = false;
+template <bool Lifted>
 struct Finish {
   __m512 scale[COLUMNS], bias[COLUMNS];
   __m512i table[4];
@@ -29,8 +31,10 @@ struct Finish {
     __m512i level[4];
     MEDNEXT_UNROLL
     for (int c = 0; c < 4; ++c) {
-      const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[c]), scale[c], bias[c]);
-      level[c] = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127)));  // what is too large would wrap around
+      __m512 value = _mm512_fmadd_ps(float_of<Lifted>(sums[c]), scale[c], bias[c]);
+      // What is too large would wrap around; of lifted sums nothing is.
+      if (!Lifted) value = _mm512_min_ps(value, _mm512_set1_ps(127));
+      level[c] = _mm512_cvtps_epi32(value);
     }
     const __m512i line =
         _mm512_packs_epi16(_mm512_packs_epi32(level[0], level[1]), _mm512_packs_epi32(level[2], level[3]));
@@ -43,6 +47,7 @@ struct Finish {
 inline void look_up(const uint8_t*, const uint8_t*, int64_t, Held*) {}  // nothing is left
 #else
 constexpr bool LATER = true;
+template <bool Lifted>
 struct Finish {
   const float *scale, *bias;
 
@@ -50,30 +55,30 @@ struct Finish {
       : scale(job.expand_scales.scale + first), bias(job.expand_scales.bias + first) {}
   MEDNEXT_INLINE void operator()(const Sums (&sums)[COLUMNS], uint8_t* to) const {
     for (int c = 0; c < PANEL; c += BLOCK)
-      store_signed(to + c, scaled(block_of(sums, c / BLOCK), load16(scale + c), load16(bias + c)));
+      store_signed(to + c, scaled(block_of<Lifted>(sums, c / BLOCK), load16(scale + c), load16(bias + c)));
   }
 };
 #endif
 
 // Takes the first `channels`, whole blocks, of one voxel's panel of a result: into the stream, and its copy.
+template <bool Lifted>
 struct IntoStream {
   Sixteen scale[OUT_PANEL / BLOCK], bias[OUT_PANEL / BLOCK], levels;
   int64_t channels, apart, apart_copy, stream_block, copy_block;
   bool add;
 
-  MEDNEXT_INLINE IntoStream(const Scales& scales, int64_t first, int64_t c_out, bool added,
-                            const View<uint16_t>& stream, const Copy8& copy)
-      : levels(all(copy.levels)),
-        channels(c_out - first < OUT_PANEL ? c_out - first : OUT_PANEL),
-        apart(first / BLOCK * stream.block),
-        apart_copy(first / BLOCK * copy.to.block),
-        stream_block(stream.block),
-        copy_block(copy.to.block),
-        add(added) {
+  MEDNEXT_INLINE IntoStream(const IntoStream8& job, int64_t first)
+      : levels(all(job.copy.levels)),
+        channels(job.c_out - first < OUT_PANEL ? job.c_out - first : OUT_PANEL),
+        apart(first / BLOCK * job.stream.block),
+        apart_copy(first / BLOCK * job.copy.to.block),
+        stream_block(job.stream.block),
+        copy_block(job.copy.to.block),
+        add(job.add) {
     MEDNEXT_UNROLL
     for (int b = 0; b < OUT_PANEL / BLOCK; ++b) {
-      scale[b] = load16(scales.scale + first + b * BLOCK);
-      bias[b] = load16(scales.bias + first + b * BLOCK);
+      scale[b] = load16(job.scales.scale + first + b * BLOCK);
+      bias[b] = load16(job.scales.bias + first + b * BLOCK);
     }
   }
   MEDNEXT_INLINE void operator()(const Sums (&sums)[NARROW], uint16_t* to, uint8_t* beside) const {
@@ -81,13 +86,31 @@ struct IntoStream {
     for (int b = 0; b < OUT_PANEL / BLOCK; ++b) {
       if (b * BLOCK >= channels) break;
       uint16_t* const at = to + apart + b * stream_block;
-      Sixteen y = scaled(block_of(sums, b), scale[b], bias[b]);
+      Sixteen y = scaled(block_of<Lifted>(sums, b), scale[b], bias[b]);
       if (add) y = y + wide(at);
       store_bf16(at, y);
       if (beside) store_int8(beside + apart_copy + b * copy_block, y * levels);
     }
   }
 };
+
+// The product with `voxels` of x, `rows` values each.
+template <bool Lifted>
+MEDNEXT_INLINE void into_stream(const IntoStream8& job, const Held* x, int64_t rows, int64_t voxels,
+                                uint16_t* const* stream, uint8_t* const* copy) {
+  for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
+    const IntoStream<Lifted> finish(job, n);
+    over_rows<NARROW>(x, rows, voxels, job.panels, n,
+                      [&](int64_t v, const Sums (&sums)[NARROW]) { finish(sums, stream[v], copy[v]); });
+  }
+}
+MEDNEXT_INLINE void into_stream(const IntoStream8& job, const Held* x, int64_t rows, int64_t voxels,
+                                uint16_t* const* stream, uint8_t* const* copy) {
+  if (job.panels.lifted)
+    into_stream<true>(job, x, rows, voxels, stream, copy);
+  else
+    into_stream<false>(job, x, rows, voxels, stream, copy);
+}
 
 inline int64_t scratch_bytes(int64_t c_in, int64_t hidden) {
   const int64_t held = TILE * (2 * row_width(c_in) + hidden) + (LATER ? BEYOND_LINES : 0);
@@ -104,40 +127,53 @@ struct Places {
   int64_t count = 0;
 
   MEDNEXT_INLINE void find(const FeedForward8& job, int64_t first, int64_t end) {
+    const View<uint16_t>& to = job.compress.stream;
+    const View<uint8_t>& beside = job.compress.copy.to;
     count = end - first < TILE ? end - first : TILE;
     over_runs(first, first + count, job.h, job.w, [&](int64_t i, int64_t z, int64_t y_, int64_t x, int64_t run) {
       lay_out(job.y.at(z, y_, x), job.y.step, run, y + i);
-      lay_out(job.stream.at(z, y_, x), job.stream.step, run, stream + i);
-      if (job.copy.to.data) lay_out(job.copy.to.at(z, y_, x), job.copy.to.step, run, copy + i);
+      lay_out(to.at(z, y_, x), to.step, run, stream + i);
+      if (beside.data) lay_out(beside.at(z, y_, x), beside.step, run, copy + i);
     });
-    if (!job.copy.to.data) std::fill_n(copy, count, nullptr);
+    if (count % 2 != 0) y[count] = y[count - 1];  // they are taken two by two
+    if (!beside.data) std::fill_n(copy, count, nullptr);
   }
 
   // Asks for part `turn` of `turns` of a voxel's channels. A line holds two voxels, of the copy four.
   MEDNEXT_INLINE void ask_for(const FeedForward8& job, int64_t v, int64_t turn, int64_t turns) const {
     if (v % 2 != 0) return;
-    const int64_t in = job.c_in / BLOCK, out = job.c_out / BLOCK;
+    const int64_t in = job.c_in / BLOCK, out = job.compress.c_out / BLOCK;
     for (int64_t b = in * turn / turns; b < in * (turn + 1) / turns; ++b) prefetch_later(y[v] + b * job.y.block);
     for (int64_t b = out * turn / turns; b < out * (turn + 1) / turns; ++b) {
-      prefetch_later(stream[v] + b * job.stream.block);
-      if (copy[v] && v % 4 == 0) prefetch_later(copy[v] + b * job.copy.to.block);
+      prefetch_later(stream[v] + b * job.compress.stream.block);
+      if (copy[v] && v % 4 == 0) prefetch_later(copy[v] + b * job.compress.copy.to.block);
     }
   }
 };
 
 // The normalised voxels of a tile in INT8.
 MEDNEXT_INLINE void take_normed(const FeedForward8& job, const Places& at, int64_t rows, Held* to) {
-  for (int64_t c = 0; c < job.c_in; c += BLOCK) {
-    const Sixteen scale = load16(job.norm.scale + c), bias = load16(job.norm.bias + c);
-    const int64_t block = c / BLOCK * job.y.block;
+  for (int64_t b = 0; b < job.c_in / BLOCK; ++b) {
     keep_tiles_awake();
-    for (int64_t i = 0; i < at.count; ++i)
-      store_int8(to + i * rows + c, scaled(wide(at.y[i] + block), scale, bias));
+    take_normed(job.norm, b, at.y, b * job.y.block, at.count, rows, to);
+  }
+}
+
+// The hidden tensor of a tile, up to `look_up`. What `later` needs is asked for.
+template <bool Lifted>
+MEDNEXT_INLINE void expand(const FeedForward8& job, const Held* x, int64_t rows, int64_t voxels, const Places& later,
+                           uint8_t* lines) {
+  for (int64_t n = 0; n < job.hidden; n += PANEL) {
+    const Finish<Lifted> finish(job, n);
+    over_rows<COLUMNS>(x, rows, voxels, job.expand, n, [&](int64_t v, const Sums (&sums)[COLUMNS]) {
+      finish(sums, lines + v * job.hidden + n);
+      if (v < later.count) later.ask_for(job, v, n / PANEL, job.hidden / PANEL);
+    });
   }
 }
 
 inline void feed_forward(const FeedForward8& job, int64_t begin, int64_t end, uint8_t* scratch) {
-  const int64_t rows = row_width(job.c_in), hidden = job.hidden;
+  const int64_t rows = row_width(job.c_in);
   Held* const taken[2] = {reinterpret_cast<Held*>(scratch), reinterpret_cast<Held*>(scratch) + TILE * rows};
   Held* const kept = taken[1] + TILE * rows;
   uint8_t* const lines = reinterpret_cast<uint8_t*>(kept + (LATER ? TILE * job.hidden + BEYOND_LINES : 0));
@@ -155,24 +191,15 @@ inline void feed_forward(const FeedForward8& job, int64_t begin, int64_t end, ui
     const Held* const x = taken[turn % 2];
     later.count = 0;
     if (first + AHEAD * TILE < end) later.find(job, first + AHEAD * TILE, end);
-    for (int64_t n = 0; n < job.hidden; n += PANEL) {
-      const Finish finish(job, n);
-      over_rows<COLUMNS>(x, rows, at.count, job.expand, n,
-                         [&](int64_t v, const Sums (&sums)[COLUMNS]) {
-                           finish(sums, lines + v * hidden + n);
-                           if (v < later.count) later.ask_for(job, v, n / PANEL, hidden / PANEL);
-                         });
-    }
+    if (job.expand.lifted)
+      expand<true>(job, x, rows, at.count, later, lines);
+    else
+      expand<false>(job, x, rows, at.count, later, lines);
     look_up(job.table, lines, at.count * job.hidden, kept);
     // Ahead of what is stored into the stream: what a product reads must have left the queue of stores, and waits there
     // for all that is before it.
     if (first + TILE < end) take_normed(job, next, rows, taken[1 - turn % 2]);
-    for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
-      const IntoStream finish(job.compress_scales, n, job.c_out, job.add, job.stream, job.copy);
-      over_rows<NARROW>(kept, hidden, at.count, job.compress, n, [&](int64_t v, const Sums (&sums)[NARROW]) {
-        finish(sums, at.stream[v], at.copy[v]);
-      });
-    }
+    into_stream(job.compress, kept, job.hidden, at.count, at.stream, at.copy);
   }
   end_tiles();
 }
@@ -190,17 +217,14 @@ inline void pointwise(const Pointwise8& job, int64_t begin, int64_t end, uint8_t
   for (int64_t first = begin; first < end; first += TILE) {
     const int64_t voxels = end - first < TILE ? end - first : TILE;
     uint16_t* stream[TILE];
+    uint8_t* copy[TILE] = {};
     over_voxels(first, first + voxels, job.h, job.w, [&](int64_t i, int64_t z, int64_t y, int64_t x) {
       const uint8_t* const from = job.x.at(z, y, x);
-      stream[i] = job.stream.at(z, y, x);
+      stream[i] = job.result.stream.at(z, y, x);
       for (int64_t c = 0; c < job.c_in; c += BLOCK)
         hold(from + c / BLOCK * job.x.block, taken + i * rows + c);
     });
-    for (int64_t n = 0; n < job.c_out; n += OUT_PANEL) {
-      const IntoStream finish(job.scales, n, job.c_out, job.add, job.stream, {});
-      over_rows<NARROW>(taken, rows, voxels, job.panels, n,
-                        [&](int64_t v, const Sums (&sums)[NARROW]) { finish(sums, stream[v], nullptr); });
-    }
+    into_stream(job.result, taken, rows, voxels, stream, copy);
   }
   end_tiles();
 }

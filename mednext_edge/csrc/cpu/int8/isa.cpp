@@ -19,8 +19,8 @@ void pack_compress(int64_t rows, int64_t columns, bool hidden, const int8_t* wei
 
 }  // namespace
 
-const Int8Kernels INT8_KERNELS{depthwise_bytes, pack_depthwise, depthwise,     hidden_width, expand_sizes,
-                               compress_sizes,  pack_expand,    pack_compress, scratch_bytes, feed_forward,
-                               pointwise,       round_stream,   stem,          head};
+const Int8Kernels INT8_KERNELS{FUSED,         depthwise_bytes, pack_depthwise, depthwise,     hidden_width,
+                               expand_sizes,  compress_sizes,  pack_expand,    pack_compress, scratch_bytes,
+                               feed_forward,  pointwise,       round_stream,   stem,          head};
 
 }  // namespace mednext::MEDNEXT_ISA

@@ -29,10 +29,16 @@ struct Depthwise8 {
 struct PanelSizes {
   int64_t weights, columns;
 };
+// The bits of 1.5 * 2^23 as a float, and this number. A whole number below 2^22 that is added to the bits is added to
+// the number: a sum that begins with them need not be converted.
+constexpr int32_t LIFTED = 0x4B400000;
+constexpr float LIFT = 12582912.0f;
+
 // Weights [columns, rows] as `multiply` reads them, and what sums begin with. Columns are padded with zeros.
 struct Panels {
   int8_t* weights;
   int32_t* offsets;
+  bool lifted;  // sums begin with LIFTED; their scales undo it
 };
 // From sums to the result, padded as the columns.
 struct Scales {
@@ -44,31 +50,43 @@ struct Copy8 {
   float levels;      // in a unit of the stream
 };
 
-// The norm of y, expansion, GELU, compression; the result goes into the stream, or is added to it.
-struct FeedForward8 {
-  int64_t c_in, hidden, c_out;  // c_in and c_out in whole blocks, hidden in whole panels
-  int64_t h, w;                 // of y
-  View<const int16_t> y;
-  Scales norm;  // [c_in], from y to INT8
-  Panels expand;
-  Scales expand_scales;
-  const uint8_t* table;  // [256]: a line, less 128 as int8, to hidden's INT8 with 128 added
-  Panels compress;
-  Scales compress_scales;
+// A product that goes into the stream, or is added to it.
+struct IntoStream8 {
+  int64_t c_out;  // in whole blocks
+  Panels panels;
+  Scales scales;
   View<uint16_t> stream;
   bool add;
   Copy8 copy;
 };
 
-// A 1x1x1 convolution of the copy into the stream, or added to it.
+// From y to the levels of its norm: y * scale + bias, or (y * factor + offset) >> 16 >> shift where a block of channels
+// is `whole`.
+struct Norm8 {
+  const float *scale, *bias;       // [c_in]
+  const int16_t *factor, *shift;   // [c_in]
+  const int32_t* offset;           // [c_in], of each block those of the even channels first
+  const bool* whole;               // [c_in / BLOCK]
+};
+
+// The norm of y, expansion, GELU, compression.
+struct FeedForward8 {
+  int64_t c_in, hidden;  // c_in in whole blocks, hidden in whole panels
+  int64_t h, w;          // of y
+  View<const int16_t> y;
+  Norm8 norm;
+  Panels expand;
+  Scales expand_scales;
+  const uint8_t* table;  // [256]: a line, less 128 as int8, to hidden's INT8 with 128 added
+  IntoStream8 compress;
+};
+
+// A 1x1x1 convolution of the copy.
 struct Pointwise8 {
-  int64_t c_in, c_out;
+  int64_t c_in;
   int64_t h, w;
   View<const uint8_t> x;
-  Panels panels;
-  Scales scales;
-  View<uint16_t> stream;
-  bool add;
+  IntoStream8 result;
 };
 
 // The copy of a stream.
@@ -99,6 +117,7 @@ struct Head {
 
 // Voxels are counted row by row; `scratch` holds what the `scratch_bytes` say.
 struct Int8Kernels {
+  bool fused;  // a sum is scaled and its bias added in one rounding, as lifted sums need
   int64_t (*depthwise_bytes)(Form, int64_t kernel, int64_t depth, int64_t channels);
   // weights [channels, depth, kernel, kernel], channels already padded.
   void (*pack_depthwise)(Form, int64_t kernel, int64_t depth, int64_t channels, const int8_t* weights, int8_t* packed,

@@ -54,7 +54,7 @@ void Net8::prepare(Size size, int threads) {
   y_ = Lines<int16_t>(largest.numbers + largest.channels / BLOCK * Blocks<int16_t>::FURTHER);
   sums_ = Lines<double>(largest.parts * 2 * BLOCK);
   totals_.resize(static_cast<std::size_t>(2 * largest.channels));
-  norm_ = Lines<float>(2 * largest.channels);
+  norm_ = Norm(largest.channels);
   size_ = size;
 }
 
@@ -100,25 +100,20 @@ void Net8::run_block(std::size_t i) {
   const bool add = block.form == Form::up || block.residual;
   const FeedForward8 job{block.c_in,
                          block.hidden,
-                         block.c_out,
                          size.h,
                          size.w,
                          read_only(Blocks<int16_t>::view(y_.data(), size.d, size.h, size.w)),
-                         {norm_.data(), norm_.data() + block.c_in},
+                         norm_.numbers(),
                          block.expand.panels(),
                          block.expand.scales(),
                          block.table.data(),
-                         block.compress.panels(),
-                         block.compress.scales(),
-                         stream,
-                         add,
-                         inner};
+                         {block.c_out, block.compress.panels(), block.compress.scales(), stream, add, inner}};
   over_tiles(voxels(size), [&](int64_t begin, int64_t end, uint8_t* scratch) {
     kernels_.feed_forward(job, begin, end, scratch);
   });
 }
 
-// Leaves y in 16 bits, and in `norm_` what takes it to the INT8 of the normalised.
+// Leaves y in 16 bits, and in `norm_` what takes it to the levels of the normalised.
 void Net8::convolve(const Block8& block, const Level8& from, Size size) {
   const Parts parts(size, deep(), block.c_in);
   const Depthwise8 job{block.form,
@@ -145,9 +140,9 @@ void Net8::convolve(const Block8& block, const Level8& from, Size size) {
     const double* const total = totals_.data() + c / BLOCK * 2 * BLOCK + c % BLOCK;
     const double mean = total[0] / count, unit = block.unit.data()[c];
     const double variance = std::max(total[BLOCK] / count - mean * mean, 0.0);
-    const double scale = 1 / (block.norm_step * std::sqrt(variance + block.eps / (unit * unit)));
-    norm_.data()[c] = static_cast<float>(scale);
-    norm_.data()[block.c_in + c] = static_cast<float>(-mean * scale);
+    // Of a channel that is the same everywhere, every level is 0.
+    const double deviation = variance > 0 ? std::sqrt(variance + block.eps / (unit * unit)) : HUGE_VAL;
+    norm_.set(c, 1 / (block.norm_step * deviation), mean);
   }
 }
 
@@ -161,8 +156,8 @@ void Net8::add_shortcut(const Block8& block, const Level8& from, const Level8& t
     x = every_second(x, 0, 0, 0, deep());
   }
   const Size size = up ? from.size : to.size;
-  const Pointwise8 job{block.c_in, block.c_out, size.h, size.w, read_only(x), block.shortcut.panels(),
-                       block.shortcut.scales(), stream, up};
+  const Pointwise8 job{block.c_in, size.h, size.w, read_only(x),
+                       {block.c_out, block.shortcut.panels(), block.shortcut.scales(), stream, up, {}}};
   over_tiles(voxels(size), [&](int64_t begin, int64_t end, uint8_t* scratch) {
     kernels_.pointwise(job, begin, end, scratch);
   });

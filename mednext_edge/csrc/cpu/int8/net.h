@@ -3,6 +3,7 @@
 
 #include "../net.h"
 #include "block.h"
+#include "norm.h"
 
 namespace mednext {
 
@@ -49,7 +50,7 @@ class Net8 : public mednext_cpu_net {
   Lines<int16_t> y_;
   Lines<double> sums_;
   std::vector<double> totals_;
-  Lines<float> norm_;
+  Norm norm_;
   std::size_t at_ = 0;  // level
 };
 

@@ -7,11 +7,17 @@ namespace mednext::MEDNEXT_ISA {
 
 // To a whole number, halves to even, as the vector units round; for |value| below 2^22.
 inline int32_t nearest(float value) {
-  const float shifted = value + 12582912.0f;  // 1.5 * 2^23
+  const float shifted = value + LIFT;
   int32_t bits;
   std::memcpy(&bits, &shifted, 4);
-  return bits - 0x4B400000;
+  return bits - LIFTED;
 }
+
+#if defined(__AVX2__)
+constexpr bool FUSED = true;
+#else
+constexpr bool FUSED = false;
+#endif
 
 inline float clamped(float value, float low, float high) { return value < low ? low : value > high ? high : value; }
 
@@ -193,18 +199,36 @@ MEDNEXT_INLINE void store_int8(int16_t* to, const Sixteen& x) {
 #endif
 #endif
 
+// Sums as floats, with LIFT added if they are lifted.
+#if defined(__AVX512BW__)
+template <bool Lifted>
+MEDNEXT_INLINE __m512 float_of(Sums sums) {
+  return Lifted ? _mm512_castsi512_ps(sums) : _mm512_cvtepi32_ps(sums);
+}
+#elif defined(__AVX2__)
+template <bool Lifted>
+MEDNEXT_INLINE __m256 float_of(Sums sums) {
+  return Lifted ? _mm256_castsi256_ps(sums) : _mm256_cvtepi32_ps(sums);
+}
+#endif
+
 // Block `b` of the sums of a panel.
-inline Sixteen block_of(const Sums* sums, int b) {
+template <bool Lifted>
+MEDNEXT_INLINE Sixteen block_of(const Sums* sums, int b) {
   constexpr int EACH = BLOCK / SUMS;
 #if defined(__AVX512BW__)
-  return {_mm512_cvtepi32_ps(sums[EACH * b])};
+  return {float_of<Lifted>(sums[EACH * b])};
 #elif defined(__AVX2__)
-  return halves([&](int i) { return _mm256_cvtepi32_ps(sums[EACH * b + i]); });
+  return halves([&](int i) { return float_of<Lifted>(sums[EACH * b + i]); });
 #else
   int32_t whole[BLOCK];
   std::memcpy(whole, sums + EACH * b, sizeof(whole));
   Sixteen x;
-  for (int i = 0; i < BLOCK; ++i) x.value[i] = static_cast<float>(whole[i]);
+  if (Lifted) {
+    std::memcpy(x.value, whole, sizeof(whole));
+  } else {
+    for (int i = 0; i < BLOCK; ++i) x.value[i] = static_cast<float>(whole[i]);
+  }
   return x;
 #endif
 }
