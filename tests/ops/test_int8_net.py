@@ -95,6 +95,13 @@ def test_against_float64(isa: str) -> None:
         pytest.skip(f"this processor goes up to {used}")
 
 
+def test_results_that_go_past_the_caches() -> None:
+    """More than 32 MiB of a depthwise convolution's results, in rows of whole and of broken cache lines."""
+    x = torch.randn(2, 1024, 1058, generator=torch.Generator().manual_seed(0))
+    for resampled in (True, False):
+        check_one(one_level(3, 2, 16, residual=True, resampled=resampled), x)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_whole_network(dims: int) -> None:
     net = draw_net(dims=dims, levels=3)

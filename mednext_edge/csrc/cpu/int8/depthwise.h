@@ -55,9 +55,12 @@ inline void pack_depthwise(Form form, int64_t kernel, int64_t depth, int64_t cha
 struct Moments {
   Sixteen first = zeros(), second = zeros();
 
-  MEDNEXT_INLINE void take(int16_t* to, const Accumulator& sums, const Sixteen& scale) {
+  MEDNEXT_INLINE void take(int16_t* to, bool past, const Accumulator& sums, const Sixteen& scale) {
     const Sixteen y = as_floats(sums) * scale;
-    store_int16(to, y);
+    if (past)
+      store_past(to, y);
+    else
+      store_int16(to, y);
     first = first + y;
     second = scaled(y, y, second);
   }
@@ -120,10 +123,12 @@ inline void column(const Plane& p, int64_t x0) {
     const int64_t y = t - (K - 1);
     if (y >= 0) {
       int16_t* const to = p.y + (p.top + y) * job.y.row + x0 * BLOCK;
-      prefetch_later(to + W * BLOCK);  // what the next column writes here
-      if constexpr (W > 2) prefetch_later(to + W * BLOCK + 2 * BLOCK);
+      if (!job.past) {
+        prefetch_later(to + W * BLOCK);  // what the next column writes here
+        if constexpr (W > 2) prefetch_later(to + W * BLOCK + 2 * BLOCK);
+      }
       MEDNEXT_UNROLL
-      for (int i = 0; i < W; ++i) moments.take(to + i * BLOCK, sums[DONE][i], scale);
+      for (int i = 0; i < W; ++i) moments.take(to + i * BLOCK, job.past, sums[DONE][i], scale);
     }
     MEDNEXT_UNROLL
     for (int i = 0; i < W; ++i) begin_sums(sums[DONE][i], p.offsets);
@@ -175,7 +180,7 @@ inline void strided(const Plane& p, const uint8_t* row, int16_t* to, const Sixte
     }
   }
   MEDNEXT_UNROLL
-  for (int i = 0; i < W; ++i) moments.take(to + i * BLOCK, sums[i], scale);
+  for (int i = 0; i < W; ++i) moments.take(to + i * BLOCK, p.job.past, sums[i], scale);
 }
 
 template <int K>
@@ -219,8 +224,8 @@ inline void spread(const Plane& p, int64_t z, int64_t y, int64_t x, bool odd, co
   }
   int16_t* const to = p.y + y * job.y.row + 2 * x * BLOCK;
   for (int i = 0; i < W; ++i) {
-    moments.take(to + 2 * i * BLOCK, sums[0][i], scale[0]);
-    if (odd || i + 1 < W) moments.take(to + (2 * i + 1) * BLOCK, sums[1][i], scale[1]);
+    moments.take(to + 2 * i * BLOCK, job.past, sums[0][i], scale[0]);
+    if (odd || i + 1 < W) moments.take(to + (2 * i + 1) * BLOCK, job.past, sums[1][i], scale[1]);
   }
 }
 
@@ -257,10 +262,11 @@ inline void depthwise_of(const Depthwise8& job, int64_t z, int64_t part, int64_t
                     top + job.rows < job.h ? top + job.rows : job.h};
   std::memset(plane.sums, 0, sizeof(double) * 2 * BLOCK);
   switch (job.form) {
-    case Form::same: return same<K>(plane);
-    case Form::down: return down<K>(plane);
-    case Form::up: return up<K>(plane, z);
+    case Form::same: same<K>(plane); break;
+    case Form::down: down<K>(plane); break;
+    case Form::up: up<K>(plane, z); break;
   }
+  written();
 }
 
 inline void depthwise(const Depthwise8& job, int64_t z, int64_t part, int64_t b) {

@@ -21,6 +21,7 @@ struct Depthwise8 {
   const float* scale;      // [parities, channels]: from sums to y
   int64_t channels;        // padded to whole blocks
   View<int16_t> y;
+  bool past;     // y goes past the caches, into memory
   int64_t rows;  // of a part
   double* sums;  // [d, parts, blocks, 2, BLOCK] of y and of its square; takes them
 };

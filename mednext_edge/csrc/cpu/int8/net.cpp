@@ -9,6 +9,10 @@ namespace {
 // Beyond a row: what the last window of a row reaches.
 constexpr int64_t BEYOND = 5;
 
+// Bytes of a depthwise convolution's result that caches may keep until it is read. A larger one goes past them: a line
+// that is stored into is read first otherwise.
+constexpr int64_t KEPT = int64_t{1} << 25;
+
 }  // namespace
 
 Level8::Level8(Size given, int64_t width, int64_t margin, bool deep)
@@ -128,6 +132,7 @@ void Net8::convolve(const Block8& block, const Level8& from, Size size) {
                        block.depthwise_scale.data(),
                        block.c_in,
                        Blocks<int16_t>::view(y_.data(), size.d, size.h, size.w),
+                       voxels(size) * block.c_in * static_cast<int64_t>(sizeof(int16_t)) > KEPT,
                        parts.rows,
                        sums_.data()};
   over_parts(size, parts, [&](int64_t z, int64_t part, int64_t b) { kernels_.depthwise(job, z, part, b); });

@@ -44,6 +44,10 @@ inline Sixteen all(float value) { return {_mm512_set1_ps(value)}; }
 inline void store_int16(int16_t* to, Sixteen x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x.value)));
 }
+// Past the caches; `written` comes behind the last.
+inline void store_past(int16_t* to, Sixteen x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x.value)));
+}
 inline void store_bf16(uint16_t* to, Sixteen x) {
 #if defined(__AVX512BF16__)
   const __m256bh rounded = _mm512_cvtneps_pbh(x.value);
@@ -102,6 +106,10 @@ MEDNEXT_INLINE __m256i whole16(const Sixteen& x) {
 }
 MEDNEXT_INLINE void store_int16(int16_t* to, const Sixteen& x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), whole16(x));
+}
+// Past the caches; `written` comes behind the last.
+MEDNEXT_INLINE void store_past(int16_t* to, const Sixteen& x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), whole16(x));
 }
 MEDNEXT_INLINE void store_bf16(uint16_t* to, const Sixteen& x) {
   __m256i rounded[2];
@@ -166,6 +174,7 @@ inline Sixteen all(float value) {
 inline void store_int16(int16_t* to, const Sixteen& x) {
   for (int i = 0; i < BLOCK; ++i) to[i] = static_cast<int16_t>(nearest(clamped(x.value[i], -32768, 32767)));
 }
+inline void store_past(int16_t* to, const Sixteen& x) { store_int16(to, x); }
 inline void store_bf16(uint16_t* to, const Sixteen& x) {
   for (int i = 0; i < BLOCK; ++i) {
     uint32_t bits;
@@ -180,6 +189,12 @@ template <class T>
 inline void store_int8(T* to, const Sixteen& x) {
   for (int i = 0; i < BLOCK; ++i) to[i] = static_cast<T>(nearest(clamped(x.value[i], -128, 127)) + ZERO);
 }
+#endif
+
+#if defined(__AVX2__)
+inline void written() { _mm_sfence(); }
+#else
+inline void written() {}
 #endif
 
 #if defined(__AVX2__)
