@@ -53,13 +53,17 @@ bool mednext_cpu_net::fits(Form form, int64_t depth, int64_t c_in, int64_t c_out
 void mednext_cpu_net::follow(Form form, int64_t depth, int64_t c_out, int64_t scratch_bytes) {
   empty_ = false;
   deep_ = depth > 1;
-  scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes);
-  scratch_.clear();
+  need_scratch(scratch_bytes);
   if (form == Form::down) {
     widths_.push_back(c_out);
     deepest_ = ++level_;
   }
   if (form == Form::up) --level_;
+}
+
+void mednext_cpu_net::need_scratch(int64_t bytes) {
+  scratch_bytes_ = std::max(scratch_bytes_, bytes);
+  scratch_.clear();
 }
 
 bool mednext_cpu_net::takes(Size size) const {

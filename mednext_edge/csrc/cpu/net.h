@@ -96,6 +96,7 @@ struct mednext_cpu_net {
 
   // A block that fits follows.
   void follow(mednext::Form form, int64_t depth, int64_t c_out, int64_t scratch_bytes);
+  void need_scratch(int64_t bytes);
   void take_threads(int threads);
   // The sizes of all levels.
   std::vector<mednext::Size> sizes(mednext::Size first) const;

@@ -1,8 +1,9 @@
 // The INT8 kernels for one instruction set: this file is compiled once for each, with its flags.
 #include "depthwise.h"
-#include "ends.h"
 #include "feed_forward.h"
+#include "head.h"
 #include "sets.h"
+#include "stem.h"
 
 namespace mednext::MEDNEXT_ISA {
 namespace {

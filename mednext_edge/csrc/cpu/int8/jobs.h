@@ -137,7 +137,7 @@ struct Int8Kernels {
   void (*pointwise)(const Pointwise8&, int64_t begin, int64_t end, uint8_t* scratch);
   void (*round_stream)(const Rounding&, int64_t begin, int64_t end);
   void (*stem)(const Stem&, int64_t begin, int64_t end);
-  void (*head)(const Head&, int64_t begin, int64_t end);
+  void (*head)(const Head&, int64_t begin, int64_t end, uint8_t* scratch);
 };
 
 }  // namespace mednext

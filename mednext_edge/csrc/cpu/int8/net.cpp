@@ -36,7 +36,9 @@ View<uint8_t> Level8::copy() const {
 }
 
 Net8::Net8(const Int8Kernels& kernels, const mednext_cpu_dense& stem, const mednext_cpu_dense& head)
-    : mednext_cpu_net(stem.c_out), kernels_(kernels), ends_(stem, head) {}
+    : mednext_cpu_net(stem.c_out), kernels_(kernels), ends_(stem, head) {
+  need_scratch(ends_.width * BLOCK * static_cast<int64_t>(sizeof(float)));  // the head's
+}
 
 void Net8::add(const mednext_cpu_block& given) {
   blocks_.emplace_back(kernels_, given);
@@ -78,7 +80,7 @@ void Net8::run(Size size, const float* x, float* y, int threads) {
   for (std::size_t i = 0; i < blocks_.size(); ++i) run_block(i);
   const Head head{ends_.width, ends_.classes, count, size.h, size.w, read_only(first.stream()),
                   ends_.head_weight.data(), ends_.head_bias.data(), y};
-  over_tiles(count, [&](int64_t begin, int64_t end, uint8_t*) { kernels_.head(head, begin, end); });
+  over_tiles(count, [&](int64_t begin, int64_t end, uint8_t* scratch) { kernels_.head(head, begin, end, scratch); });
 }
 
 void Net8::run_block(std::size_t i) {
