@@ -21,7 +21,7 @@ struct Depthwise8 {
   const float* scale;      // [parities, channels]: from sums to y
   int64_t channels;        // padded to whole blocks
   View<int16_t> y;
-  bool past;     // y goes past the caches, into memory
+  bool past;     // y is stored past the caches, into memory
   int64_t rows;  // of a part
   double* sums;  // [d, parts, blocks, 2, BLOCK] of y and of its square; takes them
 };
@@ -64,10 +64,10 @@ struct IntoStream8 {
 // From y to the levels of its norm: y * scale + bias, or (y * factor + offset) >> 16 >> shift where a block of channels
 // is `whole`.
 struct Norm8 {
-  const float *scale, *bias;       // [c_in]
-  const int16_t *factor, *shift;   // [c_in]
-  const int32_t* offset;           // [c_in], of each block those of the even channels first
-  const bool* whole;               // [c_in / BLOCK]
+  const float *scale, *bias;      // [c_in]
+  const int16_t *factor, *shift;  // [c_in]
+  const int32_t* offset;          // [c_in], of each block those of the even channels first
+  const bool* whole;              // [c_in / BLOCK]
 };
 
 // The norm of y, expansion, GELU, compression.

@@ -13,7 +13,12 @@ class Norm {
  public:
   Norm() = default;
   explicit Norm(int64_t channels)
-      : scale_(channels), bias_(channels), factor_(channels), shift_(channels), offset_(channels), whole_(channels / BLOCK) {}
+      : scale_(channels),
+        bias_(channels),
+        factor_(channels),
+        shift_(channels),
+        offset_(channels),
+        whole_(channels / BLOCK) {}
 
   // level = (y - mean) * scale of channel c, for y of 16 bits; where it can, the scale has 15 bits. Channels come one
   // after the other.
