@@ -22,7 +22,7 @@ LINES = 256
 class Dense8:
     """A 1x1x1 convolution in INT8: what it gives is (weight x) * scale + bias.
 
-    The bias is rounded to whole sums, `scale * round(bias / scale)`: an INT32, as that of ONNX's `QLinearConv`.
+    A bias below 2^22 sums is rounded to whole ones, `scale * round(bias / scale)`, as that of ONNX's `QLinearConv`.
 
     Attributes:
         weight: [out, in] int8.

@@ -30,8 +30,8 @@ typedef struct {
  * `depth`    the kernel along planes: `kernel`, or 1 in a 2-D network
  * `residual` SAME: the input is added. DOWN and UP: by a 1x1x1 convolution of stride 2, of which there are weights
  *
- * Biases are rounded to whole sums, multiples of their scales, as those of ONNX's QLinearConv; the scale that takes a
- * channel of the norm to INT8 is rounded to 15 bits.
+ * Biases below 2^22 sums are rounded to whole sums, multiples of their scales, as those of ONNX's QLinearConv; the scale
+ * that takes a channel of the norm to INT8 is rounded to 15 bits where it is below one half.
  */
 typedef struct {
   int32_t form, kernel, depth, residual;
