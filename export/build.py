@@ -155,7 +155,8 @@ def _compare(folder: Path, manifest: Manifest) -> None:
         found = session.run(x)
     with stand_in(folder, manifest) as graph:
         expected = graph.run(x)
-    agreement = float((decided(found) == decided(expected)).mean())
+    paints = manifest.task.paints
+    agreement = float((decided(found, paints) == decided(expected, paints)).mean())
     if not np.isfinite(found).all() or agreement < AGREEMENT:
         raise ExportError(
             f"the engine and its own graph agree on {agreement:.1%} of the voxels of a patch of noise; expected "

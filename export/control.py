@@ -164,7 +164,7 @@ class AccuracyControl:
         """What each case has scores of: of a classifier whether it is right."""
         if self.model.task.model.kind == "classification":
             return ["accuracy"]
-        return [name for name, value in self.model.task.labels.items() if value != 0]
+        return list(self.model.task.masks)
 
 
 def _decided(found: Sensitivity, kept: Sequence[str]) -> Sensitivity:

@@ -143,6 +143,7 @@ def export(
             preprocessing=task.preprocessing,
             inference=task.inference.model_copy(update={"patch": size}),
             labels=task.labels,
+            regions=task.regions,
             target=target,
             precision=precision,
             engine=engine,

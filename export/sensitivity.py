@@ -181,7 +181,7 @@ def measure_layers(
         folder.mkdir(parents=True, exist_ok=True)
     graph = to_onnx(subject.deploy, subject.patch, half=subject.half)
     patches = [crop(patch, subject.patch) for patch in subject.calibration.patches[:PATCHES]]
-    for found in measure(graph, plan, patches, tuple(known)):
+    for found in measure(graph, plan, patches, tuple(known), regions=bool(subject.deploy.task.regions)):
         known[found.name] = found
         progress("measure sensitivity", len(known), len(plan.ranges))
         if folder is not None:

@@ -7,6 +7,7 @@ are in array order, which is (z, y, x) of the NIfTI grid as nnU-Net reads it; 2-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -147,15 +148,68 @@ class Inference(Frozen):
     average: Literal["softmax", "logits"] = "softmax"
 
 
+class Region(Frozen):
+    """A union of labels that one output channel finds by itself, such as a whole tumour.
+
+    Attributes:
+        name: also that of the label which the region leaves in a label map.
+        values: of all labels inside it.
+        output: the channel that finds it; None is its place among the regions.
+    """
+
+    name: str
+    values: tuple[int, ...] = Field(min_length=1)
+    output: int | None = Field(default=None, ge=0)
+
+
+@dataclass(frozen=True)
+class Paint:
+    """What one region leaves in a label map: `value` where the logit of channel `output` is above 0."""
+
+    output: int
+    value: int
+
+
 class Task(Frozen):
-    """A network with everything needed to use it on an image."""
+    """A network with everything needed to use it on an image.
+
+    Attributes:
+        labels: name to value, without gaps from 0; in a segmentation 0 is the background.
+        regions: what the output channels find, a sigmoid each, in place of classes that exclude each other (nnU-Net's
+            region-based training). A region is where its logit is above 0; in a label map every region in turn
+            overwrites the ones before it with its own label. Empty for classes.
+    """
 
     name: str
     model: ModelSpec
     preprocessing: Preprocessing
     inference: Inference
     labels: dict[str, int]
-    """Name to value, without gaps from 0; in a segmentation 0 is the background."""
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def paints(self) -> tuple[Paint, ...]:
+        """How a label map comes about, one region over the other; empty for classes."""
+        places = enumerate(self.regions)
+        return tuple(Paint(n if r.output is None else r.output, self.labels[r.name]) for n, r in places)
+
+    @property
+    def by_output(self) -> tuple[Region, ...]:
+        """The regions in the order of the output channels; empty for classes."""
+        outputs = [paint.output for paint in self.paints]
+        return tuple(self.regions[outputs.index(n)] for n in range(len(outputs)))
+
+    @property
+    def masks(self) -> dict[str, tuple[int, ...]]:
+        """What is scored and stored under each name but the background's: the values that belong to it."""
+        if self.regions:
+            return {region.name: region.values for region in self.regions}
+        return {name: (value,) for name, value in self.labels.items() if value != 0}
+
+    @property
+    def score_channels(self) -> int:
+        """Channels that decide on a voxel: one a region, or one a class."""
+        return len(self.regions) or self.model.labels
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -168,6 +222,26 @@ class Task(Frozen):
             )
         if self.preprocessing.size is not None and dims != 2:
             raise ValueError(f"the size {self.preprocessing.size} is for 2-D networks, this one is {dims}-D")
-        if sorted(self.labels.values()) != list(range(self.model.labels)):
-            raise ValueError(f"labels {self.labels} do not number {self.model.labels} classes from 0")
+        count = len(self.regions) + 1 if self.regions else self.model.labels
+        if sorted(self.labels.values()) != list(range(count)):
+            raise ValueError(f"labels {self.labels} do not number {count} classes from 0")
+        if self.regions:
+            self._check_regions()
         return self
+
+    def _check_regions(self) -> None:
+        if self.model.kind != "segmentation" or self.inference.average != "logits":
+            raise ValueError("regions are for segmentations that average logits over windows")
+        if len(self.regions) != self.model.classes:
+            raise ValueError(f"{len(self.regions)} regions for {self.model.classes} output channels")
+        foreground = {name: value for name, value in self.labels.items() if value != 0}
+        if sorted(region.name for region in self.regions) != sorted(foreground):
+            raise ValueError(f"the regions {[r.name for r in self.regions]} are not the labels {sorted(foreground)}")
+        if sorted(paint.output for paint in self.paints) != list(range(len(self.regions))):
+            raise ValueError(f"the regions' outputs {[p.output for p in self.paints]} are not each channel once")
+        for region in self.regions:
+            if foreground[region.name] not in region.values or not set(region.values) <= set(foreground.values()):
+                raise ValueError(
+                    f"the region {region.name} of the values {region.values} leaves the label "
+                    f"{foreground[region.name]}; expected values of {sorted(foreground.values())}, its own among them"
+                )

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from mednext_edge.models.logits import decided
+from mednext_edge.models.logits import foreground_masks
 from mednext_edge.quantize.calibration import Array
 from mednext_edge.quantize.kinds import Layer, find
 from mednext_edge.quantize.observe import open_graph
@@ -62,7 +62,12 @@ class Sensitivity(Frozen):
 
 
 def measure(
-    graph: onnx.ModelProto, plan: Plan, patches: Sequence[Array], known: Collection[str] = ()
+    graph: onnx.ModelProto,
+    plan: Plan,
+    patches: Sequence[Array],
+    known: Collection[str] = (),
+    *,
+    regions: bool = False,
 ) -> Iterator[Sensitivity]:
     """Run the network once for every layer and patch.
 
@@ -71,6 +76,7 @@ def measure(
         plan: the layers.
         patches: [1, C, *size].
         known: names of layers to leave out.
+        regions: the outputs are regions in place of classes.
 
     Yields:
         One entry a layer, in the plan's order.
@@ -86,7 +92,7 @@ def measure(
     whole = sum(saved for *_, saved in costs.values()) or 1.0
     for name in wanted:
         alone = plan.keeping(set(plan.ranges) - {name})
-        nmse, cosine, dice_drop = _compare(exact, _answers(alone.apply(graph), patches))
+        nmse, cosine, dice_drop = _compare(exact, _answers(alone.apply(graph), patches), regions)
         macs, moved, saved = costs[name]
         yield Sensitivity(
             name=name,
@@ -113,19 +119,18 @@ def _answers(graph: onnx.ModelProto, patches: Sequence[Array]) -> Iterator[Array
         yield session.run(None, {feed: patch})[0]
 
 
-def _compare(exact: Sequence[Array], found: Iterator[Array]) -> tuple[float, float, float | None]:
+def _compare(
+    exact: Sequence[Array], found: Iterator[Array], regions: bool = False
+) -> tuple[float, float, float | None]:
     """NMSE, cosine and 1 - Dice of logits [1, classes, *spatial], over all patches together."""
     sums = np.zeros(4)
-    overlap: NDArray[np.float64] = np.zeros((2, max(2, exact[0].shape[1])))
+    overlap: NDArray[np.float64] = np.zeros(())
     for a, b in zip(exact, found, strict=True):
         x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
         sums += x @ x, y @ y, x @ y, (x - y) @ (x - y)
-        one, two = decided(a), decided(b)
-        for label in range(1, len(overlap[0])):
-            overlap[:, label] += (
-                2 * ((one == label) & (two == label)).sum(),
-                (one == label).sum() + (two == label).sum(),
-            )
+        one, two = foreground_masks(a, regions=regions), foreground_masks(b, regions=regions)
+        axes = (0, *range(2, one.ndim))
+        overlap = overlap + np.stack([2 * (one & two).sum(axes), one.sum(axes) + two.sum(axes)])
     present = overlap[1] > 0
     dice = float((overlap[0, present] / overlap[1, present]).mean()) if present.any() else None
     nmse = sums[3] / sums[0] if sums[0] > 0 else math.inf

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mednext_edge.models.loaded import Source
-from mednext_edge.task import Frozen, Inference, ModelSpec, Preprocessing, Task
+from mednext_edge.task import Frozen, Inference, ModelSpec, Preprocessing, Region, Task
 
 SCHEMA: Final = 1
 MANIFEST = "manifest.json"
@@ -33,7 +33,7 @@ class InputSpec(Frozen):
 
 
 class OutputSpec(Frozen):
-    """The engine's output: logits, before softmax, background first."""
+    """The engine's output: logits, before softmax, background first; with regions those of each, before its sigmoid."""
 
     shape: tuple[int | None, ...]
     dtype: str = "float32"
@@ -103,6 +103,7 @@ class Manifest(Frozen):
     preprocessing: Preprocessing
     inference: Inference
     labels: dict[str, int]
+    regions: tuple[Region, ...] = ()
     target: str
     precision: str
     engine: Engine
@@ -121,6 +122,7 @@ class Manifest(Frozen):
             preprocessing=self.preprocessing,
             inference=self.inference,
             labels=self.labels,
+            regions=self.regions,
         )
 
     @model_validator(mode="after")

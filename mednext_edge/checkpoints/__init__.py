@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mednext_edge.checkpoints.assemble import override
 from mednext_edge.checkpoints.candidate import locate
 from mednext_edge.checkpoints.demo import resolve
 from mednext_edge.checkpoints.formats import FORMATS, Format, read
 from mednext_edge.checkpoints.ours import save
+from mednext_edge.checkpoints.retask import retask
 from mednext_edge.models.loaded import LoadedModel
 
 __all__ = ["FORMATS", "Format", "load", "save"]
 
 
 def load(
-    path: str | Path, *, patch: tuple[int, ...] | None = None, labels: dict[str, int] | None = None
+    path: str | Path,
+    *,
+    patch: tuple[int, ...] | None = None,
+    labels: dict[str, int] | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Read any checkpoint of a network that `models` has.
 
@@ -23,6 +29,8 @@ def load(
         path: a weights file, a fold or trainer folder of nnU-Net v1 or v2, a folder of ours, or `demo:NAME`.
         patch: sliding-window patch to use instead of the checkpoint's, (z, y, x) voxels.
         labels: name to value, instead of the checkpoint's; `background` is 0.
+        task: any parts of a `Task`, as its JSON has them, instead of the checkpoint's: `preprocessing`, `inference`,
+            `labels`, `regions`, `name`. For files that do not say how their network is used.
 
     Returns:
         The network in eval mode with its task; `notes` say what the file left open.
@@ -31,6 +39,8 @@ def load(
         CheckpointError: unreadable, unsafe, incomplete, or of another network.
         IntegrityError: weights of ours whose digest does not match.
         UnknownNameError: no such demo model.
-        UsageError: a patch or labels that do not fit the network.
+        UsageError: a patch, labels or a task that do not fit the network.
     """
-    return override(read(locate(resolve(path))), patch, labels)
+    changes = {**(task or {}), **({} if labels is None else {"labels": labels})}
+    model = retask(read(locate(resolve(path))), changes)
+    return model if patch is None else retask(model, {"inference": {"patch": tuple(patch)}})

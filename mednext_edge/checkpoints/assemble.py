@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from mednext_edge.checkpoints.candidate import Candidate
 from mednext_edge.checkpoints.state import build_network, network_spec
-from mednext_edge.errors import CheckpointError, UsageError
+from mednext_edge.errors import CheckpointError
 from mednext_edge.models.families import FAMILIES
 from mednext_edge.models.loaded import LoadedModel, Source
-from mednext_edge.task import Inference, ModelSpec, Preprocessing, Task
+from mednext_edge.task import Inference, ModelSpec, Preprocessing, Region, Task
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     preprocessing: Preprocessing
     inference: Inference
     labels: dict[str, int]
+    regions: tuple[Region, ...] = ()
     notes: tuple[str, ...] = field(default=())
     trainer: str = ""
 
@@ -61,6 +62,7 @@ def make_task(candidate: Candidate, recipe: Recipe, spec: ModelSpec, inference: 
         "preprocessing": recipe.preprocessing,
         "inference": inference,
         "labels": recipe.labels,
+        "regions": recipe.regions,
     }
     return validated(Task, fields, candidate.file, "its plans do not fit its tensors")
 
@@ -77,11 +79,16 @@ def validated(schema: type[Schema], fields: Mapping[str, Any], path: Path, probl
     try:
         return schema.model_validate(dict(fields))
     except ValidationError as error:
-        reasons = [
-            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
-            for e in error.errors()
-        ]
-        raise CheckpointError(f"{path}: {problem}: {'; '.join(reasons[:3])}") from error
+        raise CheckpointError(f"{path}: {problem}: {reasons(error)}") from error
+
+
+def reasons(error: ValidationError) -> str:
+    """The first fields that are wrong, and why."""
+    found = [
+        ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+        for e in error.errors()
+    ]
+    return "; ".join(found[:3])
 
 
 def source(candidate: Candidate, format_name: str) -> Source:
@@ -107,26 +114,3 @@ def trainer_mismatch(trainer: str, spec: ModelSpec) -> list[str]:
     return (
         [f"the trainer is named {trainer}, but the tensors are of variant {found}; the tensors decide"] if wrong else []
     )
-
-
-def override(model: LoadedModel, patch: tuple[int, ...] | None, labels: dict[str, int] | None) -> LoadedModel:
-    """The same model with the caller's patch and labels.
-
-    Raises:
-        UsageError: a patch that the network cannot take, or labels for another number of classes.
-    """
-    task = model.task
-    if patch is not None:
-        divisor = FAMILIES[task.model.family].divisor(task.model)
-        fitting, rounding = rounded(patch := tuple(patch), divisor)
-        if len(patch) != task.model.spatial_dims or min(patch) < 1 or rounding:
-            raise UsageError(
-                f"found the patch {patch}; expected {task.model.spatial_dims} multiples of {divisor}"
-                + (f", such as {fitting}" if rounding and min(patch) > 0 else "")
-            )
-        task = task.model_copy(update={"inference": task.inference.model_copy(update={"patch": patch})})
-    if labels is not None:
-        if sorted(labels.values()) != list(range(task.model.labels)):
-            raise UsageError(f"found the labels {labels}; expected {task.model.labels} names numbered from 0")
-        task = task.model_copy(update={"labels": dict(labels)})
-    return replace(model, task=task)

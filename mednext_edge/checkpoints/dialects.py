@@ -91,7 +91,7 @@ def _mednext_bare(spec: ModelSpec) -> Bare:
         Preprocessing(normalization=(Normalization(),) * spec.in_channels),
         Inference(patch=(PATCH,) * spec.spatial_dims, mirror_axes=axes),
         f"the file says nothing of images: assumed z-score per channel, no resampling, patch {PATCH}, "
-        "labels without names",
+        "classes that exclude each other, without names; `mednext-edge convert --task` says it otherwise",
     )
 
 

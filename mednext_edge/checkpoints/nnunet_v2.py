@@ -24,8 +24,9 @@ from mednext_edge.checkpoints.plans import (
 from mednext_edge.checkpoints.state import network_spec
 from mednext_edge.errors import CheckpointError
 from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.regions import has_regions, read_regions
 from mednext_edge.registry import unknown_name
-from mednext_edge.task import Inference, ModelSpec, Normalization, Preprocessing
+from mednext_edge.task import Inference, ModelSpec, Normalization, Preprocessing, Region
 
 NAME = "nnunet-v2"
 NEVER = 1e6
@@ -72,6 +73,7 @@ class Dataset(Part):
     """`dataset.json`."""
 
     labels: dict[str, int | list[int]]
+    regions_class_order: tuple[int, ...] | None = None
     channel_names: Indexed[str] = Field(validation_alias=AliasChoices("channel_names", "modality"))
 
 
@@ -89,7 +91,7 @@ def read(candidate: Candidate) -> LoadedModel:
     """The network of a v2 fold with the preprocessing that its plans describe.
 
     Raises:
-        CheckpointError: plans that are missing, incomplete, for another network, or for region-based training.
+        CheckpointError: plans that are missing, incomplete, or for another network; regions that say too little.
     """
     spec, _ = network_spec(candidate.weights)
     recipe = _recipe(candidate, spec)
@@ -121,9 +123,9 @@ def _recipe(candidate: Candidate, spec: ModelSpec) -> Recipe:
     configuration = validated(Configuration, _inherited(plans, name), file, f"its configuration `{name}` is incomplete")
     if configuration.previous_stage:
         raise CheckpointError(CASCADE)
-    labels = _labels(dataset)
+    labels, regions = _labels(dataset)
     channels = len(dataset.channel_names)
-    check_counts(channels, len(labels), spec.in_channels, spec.classes)
+    check_counts(channels, len(regions) or len(labels), spec.in_channels, spec.classes)
     mirror_axes, notes = _mirror_axes(content, spec.spatial_dims)
     trainer = content.get("trainer_name")
     check_spacing(configuration.spacing, spec.spatial_dims)
@@ -133,6 +135,7 @@ def _recipe(candidate: Candidate, spec: ModelSpec) -> Recipe:
         preprocessing=preprocessing,
         inference=Inference(patch=configuration.patch_size, mirror_axes=mirror_axes, average="logits"),
         labels=labels,
+        regions=regions,
         notes=(f"configuration {name}", *notes, *resampling_notes),
         trainer=trainer if isinstance(trainer, str) else "",
     )
@@ -170,15 +173,14 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
     return merged
 
 
-def _labels(dataset: Dataset) -> dict[str, int]:
-    regions = [name for name, value in dataset.labels.items() if isinstance(value, list) and len(value) != 1]
-    if regions:
-        raise CheckpointError(
-            f"the labels {', '.join(regions)} are regions made of several values; region-based training "
-            "(a sigmoid for each region) is not supported yet: train with one value a class"
-        )
-    values = {name: value[0] if isinstance(value, list) else value for name, value in dataset.labels.items()}
-    return {name: value for name, value in values.items() if name != "ignore"}
+def _labels(dataset: Dataset) -> tuple[dict[str, int], tuple[Region, ...]]:
+    given = {name: value for name, value in dataset.labels.items() if name != "ignore"}
+    if has_regions(given):
+        try:
+            return read_regions(given, dataset.regions_class_order)
+        except ValueError as error:
+            raise CheckpointError(f"dataset.json: {error}") from error
+    return {name: value[0] if isinstance(value, list) else value for name, value in given.items()}, ()
 
 
 def _mirror_axes(content: Mapping[str, Any], dims: int) -> tuple[tuple[int, ...], list[str]]:

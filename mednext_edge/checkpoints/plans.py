@@ -73,7 +73,7 @@ def check_transpose(transpose: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_counts(channels: int, classes: int, found_channels: int, found_classes: int) -> None:
-    """The plans' numbers against the tensors'.
+    """The plans' numbers against the tensors'; `classes` are output channels, regions included.
 
     Raises:
         CheckpointError: they differ.
@@ -81,8 +81,8 @@ def check_counts(channels: int, classes: int, found_channels: int, found_classes
     if (channels, classes) != (found_channels, found_classes):
         raise CheckpointError(
             f"the plans are for {channels} input channels and {classes} classes, the tensors for {found_channels} and "
-            f"{found_classes}. Cascades (a previous stage as input) and region-based training are not supported; "
-            "otherwise plans and weights are of different trainings"
+            f"{found_classes}. Cascades (a previous stage as input) and regions that the plans do not name are not "
+            "supported; otherwise plans and weights are of different trainings"
         )
 
 

@@ -22,6 +22,7 @@ from mednext_edge.errors import UsageError
 from mednext_edge.models.config import MedNeXtConfig
 from mednext_edge.models.ensemble import Ensemble
 from mednext_edge.models.loaded import LoadedModel
+from mednext_edge.regions import ORDER, write_regions
 from mednext_edge.task import Normalization, Task
 
 CONFIGURATION = {2: "2d", 3: "3d_fullres"}
@@ -79,7 +80,11 @@ def _checkpoint(
 
 def _dataset(task: Task) -> dict[str, Any]:
     channels = {str(i): _channel_name(n, i) for i, n in enumerate(task.preprocessing.normalization)}
-    return {"name": task.name, "channel_names": channels, "labels": task.labels, "file_ending": ".nii.gz"}
+    named: dict[str, Any] = {"labels": task.labels}
+    if task.regions:
+        labels, order = write_regions(task.labels, task.by_output)
+        named = {"labels": labels, ORDER: order}
+    return {"name": task.name, "channel_names": channels, **named, "file_ending": ".nii.gz"}
 
 
 def _channel_name(normalization: Normalization, channel: int) -> str:
@@ -179,4 +184,6 @@ def _notes(task: Task) -> list[str]:
         )
     if task.inference.average == "softmax":
         notes.append("nnU-Net v2 averages logits over windows and folds, this model probabilities")
+    if task.regions != task.by_output:
+        notes.append("nnU-Net paints regions in the order of the outputs, this model in another: labels may differ")
     return notes

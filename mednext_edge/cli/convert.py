@@ -27,9 +27,17 @@ def convert(
     folds: Annotated[
         bool, typer.Option("--folds", help="CHECKPOINT is a folder with fold_0, fold_1, ...: take all of them.")
     ] = False,
+    task: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON of what the checkpoint does not say or says wrong: any of preprocessing, inference, labels, "
+            "regions and name, as `inspect --json` shows them under task.",
+        ),
+    ] = None,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Write a checkpoint in another format, or the folds of a cross-validation as one ensemble.
+    """Write a checkpoint in another format or for another use, or the folds of a cross-validation as one ensemble.
 
     An ensemble averages the folds' probabilities inside its graph, as nnU-Net does outside; export, quantise, validate
     and predict take it like any other model, at the price of as many networks.
@@ -39,8 +47,10 @@ def convert(
     - `mednext-edge convert --folds runs/hippocampus -o hippocampus-ensemble`
     - `mednext-edge convert --folds nnUNet_results/Dataset001/Trainer__nnUNetPlans__3d_fullres -o ensemble`
     - `mednext-edge convert runs/hippocampus --to monai -o hippocampus-monai`
+    - `mednext-edge convert model.pth --task task.json -o liver`, for weights that say nothing of images and labels
     """
     from mednext_edge.checkpoints import load, save
+    from mednext_edge.checkpoints.candidate import read_json
     from mednext_edge.checkpoints.ensemble import ensemble, fold_folders
     from mednext_edge.checkpoints.write_monai import write_monai
     from mednext_edge.checkpoints.write_nnunet_v2 import write_nnunet_v2
@@ -49,7 +59,8 @@ def convert(
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out, or remove it")
     places = [str(fold) for place in checkpoints for fold in (fold_folders(place) if folds else (place,))]
-    models = [load(place) for place in places]
+    known = read_json(task) if task is not None else None
+    models = [load(place, task=known) for place in places]
     model = ensemble(models) if len(models) > 1 else models[0]
 
     def save_ours(folder: Path, model: LoadedModel) -> tuple[str, ...]:

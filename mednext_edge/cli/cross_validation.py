@@ -37,7 +37,7 @@ def finish(dataset: Dataset, out: Path, folds: Sequence[Fold] | None, *, device:
             with TorchSession.of(model, device) as session:
                 found = validate(session, held, progress=lambda what, done, total: report(what, done, total))
             cases += [{"case": row.case, "fold": number, "dice": row.dice, "nsd": row.nsd} for row in found.per_case]
-    names = [name for name, value in models[0].task.labels.items() if value]
+    names = list(models[0].task.masks)
     summary: dict[str, Any] = {}
     for metric in ("dice", "nsd"):
         table = np.array([[_number(row[metric], name) for name in names] for row in cases], np.float64)

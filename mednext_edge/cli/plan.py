@@ -50,7 +50,7 @@ def show_plan(sized: Sized, task: Task, dataset: Dataset, device: str) -> None:
                 f"{task.model.parameters:,} parameters",
             ),
             ("starts from", plan.start.partition(":")[0]),
-            ("classes", ", ".join(task.labels)),
+            ("regions" if task.regions else "classes", ", ".join(task.masks if task.regions else task.labels)),
             ("cases", f"{len(dataset.training)} for training, {len(dataset.validation)} for validation"),
             ("spacing", spacing),
             ("intensities", norms),

@@ -22,6 +22,7 @@ from mednext_edge.data.raster import RASTER_SUFFIXES, is_raster
 from mednext_edge.data.volume import SUFFIXES, Volume, image_channels, label_values, read_image, read_labels
 from mednext_edge.errors import DataError
 from mednext_edge.registry import unknown_name
+from mednext_edge.task import Region
 
 DEMO_PREFIX = "demo:"
 DICOM_SUFFIX = ".dcm"
@@ -74,6 +75,7 @@ class Dataset:
         name: of the data set.
         training, validation: disjoint; `validation` is empty where there is but one case.
         labels: name to value, background included.
+        regions: where labels are unions of values, these (nnU-Net's region-based training); empty elsewhere.
         channels: names, in the order of the image's first axis.
         kind: whether pixels or whole images have labels.
         colour: of photographs and their like, whose channels can be brought to a network's; None for measured values.
@@ -88,6 +90,7 @@ class Dataset:
     kind: Literal["segmentation", "classification"] = "segmentation"
     colour: Literal["RGB", "grey"] | None = None
     notes: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
 
 
 def open_dataset(where: str | Path) -> Dataset:
@@ -105,8 +108,7 @@ def open_dataset(where: str | Path) -> Dataset:
 
     Raises:
         DataError: nothing there, a broken or incomplete dataset.json, missing files, images without labels
-            or labels without images, labels that are regions. A case's `labels` raises it for values that
-            the data set does not name.
+            or labels without images. A case's `labels` raises it for values that the data set does not name.
         UnknownNameError: a `demo:` name that does not exist.
     """
     from mednext_edge.data.raster_sets import described, open_raster_folder, open_raster_pair
@@ -236,6 +238,7 @@ def _assemble(description: Description) -> Dataset:
         validation=tuple(case(name) for name in held),
         labels=description.labels,
         channels=description.channels,
+        regions=description.regions,
     )
 
 

@@ -12,6 +12,10 @@ from typing import Any
 from mednext_edge.data.case_files import IMAGE_FOLDERS, LABEL_FOLDERS, CaseFiles, pair, stem
 from mednext_edge.data.volume import SUFFIXES
 from mednext_edge.errors import DataError
+from mednext_edge.regions import ORDER, has_regions, read_regions
+from mednext_edge.task import Region
+
+_IGNORE = "dataset.json has an `ignore` label; partly labelled images are not supported"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Description:
         cases: all cases by name.
         validation: names of those that validate; None where the data does not say.
         labels: name to value, sorted by value, background included.
+        regions: where labels are unions of values, these; empty elsewhere.
         channels: names.
     """
 
@@ -31,6 +36,7 @@ class Description:
     validation: tuple[str, ...] | None
     labels: dict[str, int]
     channels: tuple[str, ...]
+    regions: tuple[Region, ...] = ()
 
 
 def read_description(folder: Path) -> Description:
@@ -38,10 +44,10 @@ def read_description(folder: Path) -> Description:
 
     Raises:
         DataError: not JSON, a field that is missing or of another form, files that are not there or not inside
-            the folder, labels that are regions.
+            the folder.
     """
     content = _load(folder / "dataset.json")
-    labels, channels = _labels(content), _channels(content)
+    (labels, regions), channels = _labels(content), _channels(content)
     ending = content.get("file_ending", SUFFIXES[0])
     if ending not in SUFFIXES:
         raise DataError(f"{folder}: dataset.json has the file_ending `{ending}`; expected {' or '.join(SUFFIXES)}")
@@ -59,7 +65,7 @@ def read_description(folder: Path) -> Description:
         # One file may hold all channels as a 4-D image; that shows only when it is read.
         if len(files.images) not in (1, len(channels)):
             raise DataError(f"case `{name}` has {len(files.images)} image files for the channels {list(channels)}")
-    return Description(str(content.get("name", folder.resolve().name)), cases, validation, labels, channels)
+    return Description(str(content.get("name", folder.resolve().name)), cases, validation, labels, channels, regions)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -72,15 +78,15 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _labels(content: dict[str, Any]) -> dict[str, int]:
+def _labels(content: dict[str, Any]) -> tuple[dict[str, int], tuple[Region, ...]]:
     """`labels` in either direction: {"background": 0} (nnU-Net v2) or {"0": "background"} (MSD, nnU-Net v1)."""
     given = content.get("labels")
     if not isinstance(given, dict) or not given:
         raise DataError("dataset.json has no `labels` object; expected the name and the value of every label")
+    if any(isinstance(value, list) for value in given.values()):
+        return _regions(given, content.get(ORDER))
     found: dict[str, int] = {}
     for key, value in given.items():
-        if isinstance(value, list):
-            raise DataError(f"label `{key}` is the region {value}; region-based labels are not supported")
         if isinstance(value, str) and key.isdecimal():
             name, number = value, int(key)
         elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -91,10 +97,28 @@ def _labels(content: dict[str, Any]) -> dict[str, int]:
             raise DataError(f"dataset.json names the label `{name}` or its value {number} twice")
         found[name] = number
     if "ignore" in found:
-        raise DataError("dataset.json has an `ignore` label; partly labelled images are not supported")
+        raise DataError(_IGNORE)
     if 0 not in found.values():
         raise DataError(f"dataset.json has the labels {found}; expected one of value 0, the background")
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    return dict(sorted(found.items(), key=lambda item: item[1])), ()
+
+
+def _regions(given: dict[str, Any], order: Any) -> tuple[dict[str, int], tuple[Region, ...]]:
+    """Labels of which some are lists of values (nnU-Net v2)."""
+    if "ignore" in given:
+        raise DataError(_IGNORE)
+    for key, value in given.items():
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+            raise DataError(f"dataset.json has the label `{key}: {value}`; expected a value, or a list of values")
+    if not (order is None or (isinstance(order, list) and all(type(v) is int for v in order))):
+        raise DataError(f"dataset.json has the {ORDER} {order}; expected a list of values")
+    if not has_regions(given):
+        return _labels({"labels": {key: v[0] if isinstance(v, list) else v for key, v in given.items()}})
+    try:
+        return read_regions(given, order)
+    except ValueError as error:
+        raise DataError(f"dataset.json: {error}") from error
 
 
 def _channels(content: dict[str, Any]) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mednext_edge.data.dicom import DicomVolume
 from mednext_edge.errors import DataError
 from mednext_edge.optional import require
+from mednext_edge.task import Task
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -49,12 +50,19 @@ class SegIdentity:
         version: of this software.
         digest: SHA-256 of what segmented, hex; one digest and one set of slices give one SOP instance UID.
         labels: name to value, background included.
+        regions: the values that belong to each name where they are several; a region is stored whole.
     """
 
     name: str
     version: str
     digest: str
     labels: Mapping[str, int]
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: Task, version: str, digest: str) -> SegIdentity:
+        """That of a network's label maps."""
+        return cls(task.name, version, digest, task.labels, task.masks if task.regions else {})
 
 
 def instance_uid(sources: tuple[Dataset, ...], digest: str, what: str) -> str:
@@ -65,7 +73,7 @@ def instance_uid(sources: tuple[Dataset, ...], digest: str, what: str) -> str:
 
 
 def segmentation(labels: NDArray[np.generic], like: DicomVolume, identity: SegIdentity) -> Dataset:
-    """A label map as a DICOM SEG with a segment for each label but the background.
+    """A label map as a DICOM SEG with a segment for each label but the background, or for each region.
 
     Args:
         labels: [slice, row, column] on the grid of `like`.
@@ -90,7 +98,7 @@ def segmentation(labels: NDArray[np.generic], like: DicomVolume, identity: SegId
             return _research_only(
                 seg.Segmentation(
                     source_images=sources,
-                    pixel_array=np.asarray(labels, np.uint8 if len(names) < 256 else np.uint16),
+                    pixel_array=_segments(labels, names, identity),
                     segmentation_type=seg.SegmentationTypeValues.BINARY,
                     segment_descriptions=[_segment(number, name, identity) for number, name in names],
                     series_instance_uid=instance_uid(like.sources, identity.digest, "series"),
@@ -131,6 +139,15 @@ def write_seg(path: Path, labels: NDArray[np.generic], like: DicomVolume, identi
         raise DataError(f"{path} cannot be written: {error}; nothing was left behind") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _segments(
+    labels: NDArray[np.generic], names: Sequence[tuple[int, str]], identity: SegIdentity
+) -> NDArray[np.unsignedinteger]:
+    """The label map, or of regions, which overlap, one plane a segment: [slice, row, column, segments]."""
+    if identity.regions:
+        return np.stack([np.isin(labels, identity.regions[name]) for _, name in names], -1).astype(np.uint8)
+    return np.asarray(labels, np.uint8 if len(names) < 256 else np.uint16)
 
 
 def _segment(number: int, name: str, identity: SegIdentity) -> Any:

@@ -8,6 +8,7 @@ stretch (nnU-Net v2; v1 resamples before it normalises). Turning and transposing
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -19,7 +20,7 @@ from mednext_edge.data.intensity import Image, brain_mask, normalize
 from mednext_edge.data.resample import coarse_axis, resample, resample_labels
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import DataError
-from mednext_edge.task import Preprocessing
+from mednext_edge.task import Paint, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,16 @@ def prepare(image: Volume, recipe: Preprocessing, labels: Volume | None = None) 
     return Prepared(np.ascontiguousarray(network_input), network_labels, grid)
 
 
-def restore(scores: Image, prepared: Prepared) -> NDArray[np.generic]:
-    """Class scores on the network's grid -> the best class of every voxel of the image, [Z, Y, X] uint8 or uint16.
+def restore(scores: Image, prepared: Prepared, paints: Sequence[Paint] = ()) -> NDArray[np.generic]:
+    """Scores on the network's grid -> the label of every voxel of the image, [Z, Y, X] uint8 or uint16.
 
-    Scores are resampled class by class while the best so far is kept, so that memory does not grow with the
-    number of classes. What was cropped away is background, 0.
+    Scores are resampled one by one while what was found so far is kept, so that memory does not grow with their
+    number. What was cropped away is background, 0.
 
     Args:
-        scores: [classes, *grid.shape], probabilities or logits.
+        scores: [classes, *grid.shape], probabilities or logits, of which the best class wins; or logits of regions.
         prepared: what `prepare` made of the image.
+        paints: of regions, what each leaves where its logit is above 0, over those before it.
 
     Raises:
         DataError: the shape is not that of the prepared image.
@@ -127,15 +129,18 @@ def restore(scores: Image, prepared: Prepared) -> NDArray[np.generic]:
     grid = prepared.grid
     if scores.ndim != 4 or scores.shape[1:] != grid.shape:
         raise DataError(f"found scores of shape {scores.shape}; expected [classes, {', '.join(map(str, grid.shape))}]")
-    kind = np.uint8 if len(scores) <= 256 else np.uint16
-    best = resample(scores[0], grid.cropped, 1, grid.apart).copy()
-    winner = np.zeros(grid.cropped, kind)
-    for value in range(1, len(scores)):
-        rival = resample(scores[value], grid.cropped, 1, grid.apart)
-        winner[rival > best] = value
-        np.maximum(best, rival, out=best)
-    full = np.zeros(grid.full, kind)
-    full[grid.box] = winner
+    highest = max((paint.value for paint in paints), default=len(scores) - 1)
+    found = np.zeros(grid.cropped, np.uint8 if highest < 256 else np.uint16)
+    for paint in paints:
+        found[resample(scores[paint.output], grid.cropped, 1, grid.apart) > 0] = paint.value
+    if not paints:
+        best = resample(scores[0], grid.cropped, 1, grid.apart).copy()
+        for value in range(1, len(scores)):
+            rival = resample(scores[value], grid.cropped, 1, grid.apart)
+            found[rival > best] = value
+            np.maximum(best, rival, out=best)
+    full = np.zeros(grid.full, found.dtype)
+    full[grid.box] = found
     return np.ascontiguousarray(_turn(full.transpose(np.argsort(grid.transpose)), grid.unturn))
 
 

@@ -93,6 +93,10 @@ def validate(
         labels = session.task.labels
         if other is not None and other.task.labels != labels:
             raise UsageError(f"the baseline's labels {other.task.labels} are not those of the exported model: {labels}")
+        if other is not None and other.task.masks != session.task.masks:
+            raise UsageError(
+                f"the baseline's regions {other.task.masks} are not those of the exported model: {session.task.masks}"
+            )
         kind, before = session.task.model.kind, None if other is None else other.task.model.kind
         if before not in (None, kind):
             raise UsageError(f"the baseline is for {before}, the exported model for {kind}; expected the same")
@@ -101,6 +105,7 @@ def validate(
             exported=Predictor(session, step=step, mirror=mirror, progress=ticks.patch),
             baseline=None if other is None else Predictor(other, step=step, mirror=mirror, progress=ticks.patch),
             labels=labels,
+            masks=session.task.masks,
             memory=PeakMemory(),
         )
         if kind == "classification":
@@ -112,7 +117,7 @@ def validate(
             if seen is not None:
                 seen(compared)
         return Report(
-            accuracy=_accuracy(rows, labels, session, other),
+            accuracy=_accuracy(rows, tuple(session.task.masks), session, other),
             per_case=tuple(_case_report(row) for row in rows),
             end_to_end=EndToEnd(case_s=float(np.median([row.seconds for row in rows]))),
             peak_memory_mb=run.memory.mb,
@@ -147,6 +152,7 @@ class _Run:
     exported: Predictor
     baseline: Predictor | None
     labels: Mapping[str, int]
+    masks: Mapping[str, tuple[int, ...]]
     memory: PeakMemory
 
     def case(self, case: Case) -> tuple[_Row, Compared]:
@@ -194,15 +200,14 @@ class _Run:
     ) -> dict[str, dict[str, float]] | None:
         if prediction is None or reference is None:
             return None
-        masks = {name: (prediction == value, reference == value) for name, value in self.labels.items() if value != 0}
+        masks = {name: (np.isin(prediction, of), np.isin(reference, of)) for name, of in self.masks.items()}
         return {
             metric: {name: entry.value(found, wanted, spacing) for name, (found, wanted) in masks.items()}
             for metric, entry in METRICS.items()
         }
 
 
-def _accuracy(rows: Sequence[_Row], labels: Mapping[str, int], session: Session, baseline: Session | None) -> Accuracy:
-    names = [name for name, value in labels.items() if value != 0]
+def _accuracy(rows: Sequence[_Row], names: Sequence[str], session: Session, baseline: Session | None) -> Accuracy:
     exported = [row.exported for row in rows if row.exported is not None]
     other = [row.baseline for row in rows if row.baseline is not None]
     agreements = [row.agreement for row in rows if row.agreement is not None]

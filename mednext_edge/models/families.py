@@ -31,7 +31,8 @@ class Request:
     Attributes:
         kind: what it answers.
         variant: name of the size; None leaves it to the family.
-        labels: classes to tell apart, the background included.
+        labels: classes to tell apart, the background included; with `regions` their number.
+        regions: every output stands for itself; classes exclude each other.
         kernel: of the depthwise convolutions; None leaves it to the variant.
         grn: global response normalisation in the blocks.
     """
@@ -43,6 +44,7 @@ class Request:
     spatial_dims: int
     kernel: int | None = None
     grn: bool = False
+    regions: bool = False
 
     def refuse(self, family: str, **allowed: object) -> None:
         """Raises UsageError for the first of these that is asked for otherwise."""
@@ -162,7 +164,7 @@ def plan_mednext(request: Request) -> Mapping[str, Any]:
 def plan_cmunext(request: Request) -> Mapping[str, Any]:
     """A published variant, with one output for one foreground class, as the authors have it."""
     request.refuse("cmunext", kind="segmentation", spatial_dims=2, kernel=None, grn=False)
-    classes = 1 if request.labels == 2 else request.labels
+    classes = 1 if request.labels == 2 and not request.regions else request.labels
     return cmunext_config(request.variant or "S", in_channels=request.in_channels, classes=classes).to_dict()
 
 

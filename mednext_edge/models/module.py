@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from mednext_edge.errors import CheckpointError, UsageError
-from mednext_edge.task import Frozen, Inference, ModelSpec, Preprocessing, Task
+from mednext_edge.task import Frozen, Inference, ModelSpec, Preprocessing, Region, Task
 
 FAMILY = "module"
 
@@ -32,6 +32,7 @@ class ModuleSpec(Frozen):
             is run and exported at `patch` alone.
         kind: see `ModelSpec`.
         labels: name to value; None numbers the classes, with 0 as the background.
+        regions: what each channel of the answer finds by itself, in place of classes; see `Task`. They need `labels`.
         preprocessing: from image to input; None is z-score of every channel.
         inference: of the sliding window; None is half a patch a step. Its patch must be `patch`.
     """
@@ -44,6 +45,7 @@ class ModuleSpec(Frozen):
     any_size: bool = False
     kind: Literal["segmentation", "classification"] = "segmentation"
     labels: dict[str, int] | None = None
+    regions: tuple[Region, ...] = ()
     preprocessing: Preprocessing | None = None
     inference: Inference | None = None
 
@@ -69,7 +71,7 @@ def describe_module(net: nn.Module, spec: ModuleSpec) -> Task:
     )
     check_answer(net, model, spec.patch)
     numbered = {"background" if n == 0 else f"class-{n}": n for n in range(model.labels)}
-    inference = spec.inference or Inference(patch=spec.patch)
+    inference = spec.inference or Inference(patch=spec.patch, average="logits" if spec.regions else "softmax")
     if inference.patch != spec.patch:
         raise UsageError(f"found the patches {spec.patch} and {inference.patch} (inference); expected the same")
     return Task(
@@ -78,6 +80,7 @@ def describe_module(net: nn.Module, spec: ModuleSpec) -> Task:
         preprocessing=spec.preprocessing or _zscore(spec.in_channels),
         inference=inference,
         labels=numbered if spec.labels is None else spec.labels,
+        regions=spec.regions,
     )
 
 

@@ -102,7 +102,7 @@ class Predictor:
             raise DataError(f"{model.family} {model.variant} classifies images; expected a network for segmentation")
         prepared = prepare(volume, self.session.task.preprocessing)
         # Whatever was averaged is what nnU-Net resamples: softmax in v1, logits in v2.
-        return restore(self._scores(prepared.image), prepared)
+        return restore(self._scores(prepared.image), prepared, self.session.task.paints)
 
     def classify(self, volume: Volume) -> Array:
         """Probabilities of the classes of a whole image, [labels] float32: the mean over all windows and slices.
@@ -125,22 +125,24 @@ class Predictor:
             image: [C, *spatial] float32; for a 2-D network also a stack of slices [C, Z, Y, X].
 
         Returns:
-            [classes, *spatial] float32, summing to 1 over the classes. Of a classification every window's answer
-            stands for all its pixels.
+            [classes, *spatial] float32, summing to 1 over the classes; of regions each by itself. Of a classification
+            every window's answer stands for all its pixels.
 
         Raises:
             DataError: the image does not fit the network.
             ExportError: the engine returned NaN or infinite values.
         """
         scores = self._scores(image)
-        if self.session.task.inference.average == "logits":
-            logits = torch.from_numpy(scores)
+        logits = torch.from_numpy(scores)
+        if self.session.task.regions:
+            logits.sigmoid_()
+        elif self.session.task.inference.average == "logits":
             logits.sub_(logits.amax(dim=0)).exp_()
             logits.div_(logits.sum(dim=0))
         return scores
 
     def _scores(self, image: Array) -> Array:
-        """Averaged softmax or logits [classes, *spatial], as the task says."""
+        """Averaged softmax or logits, as the task says: [classes or regions, *spatial]."""
         model = self.session.task.model
         stack = model.spatial_dims == 2 and image.ndim == 4
         if not stack and image.ndim != model.spatial_dims + 1:
@@ -152,7 +154,7 @@ class Predictor:
             raise DataError(f"found an image of {len(image)} channels; expected {model.in_channels}")
         if not stack:
             return self._slide(image, 0, 1)
-        scores = np.empty((model.labels, *image.shape[1:]), np.float32)
+        scores = np.empty((self.session.task.score_channels, *image.shape[1:]), np.float32)
         for z in range(image.shape[1]):
             scores[:, z] = self._slide(image[:, z], z, image.shape[1])
         return scores
@@ -166,7 +168,7 @@ class Predictor:
         axes = inference.mirror_axes if self.mirror else ()
         flips = [tuple(a + 1 for a in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
         weights = torch.from_numpy(gaussian_map(self.patch)) if len(windows) > 1 else torch.ones(self.patch)
-        scores = torch.zeros((self.session.task.model.labels, *image.shape[1:]))
+        scores = torch.zeros((self.session.task.score_channels, *image.shape[1:]))
         total = torch.zeros(image.shape[1:])
         for done, start in enumerate(windows, 1):
             window = tuple(slice(s, s + n) for s, n in zip(start, self.patch, strict=True))
@@ -186,7 +188,9 @@ class Predictor:
         expected = (1, *task.model.output_shape(self.patch))
         if found.shape != expected:
             raise ExportError(f"{self.session.provider} returned logits of shape {found.shape}; expected {expected}")
-        logits = per_class(torch.from_numpy(np.require(found[0], np.float32, "W")), axis=0)
+        logits = torch.from_numpy(np.require(found[0], np.float32, "W"))
+        if not task.regions:
+            logits = per_class(logits, axis=0)
         low, high = torch.aminmax(logits)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ExportError(

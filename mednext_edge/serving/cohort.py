@@ -78,7 +78,7 @@ class CaseRunner:
     def _segment(self, case: Case, predictor: Predictor) -> CaseResult:
         settings, task = self.settings, self.session.task
         target = label_file(settings, case.name, case.output)
-        identity = SegIdentity(task.name, settings.version, settings.digest, task.labels)
+        identity = SegIdentity.of(task, settings.version, settings.digest)
         image = case.image()
         OUTPUTS[settings.output or case.output].write(target, predictor.predict(image), image, identity)
         return CaseResult(case=case.name, labels=target)

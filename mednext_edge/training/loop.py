@@ -106,10 +106,11 @@ def train(
     folder = RunFolder(out, plan, resume=resume)
     if net is None:
         net = start_network(task, plan.seed)
-    stepper = Stepper(training_form(net, plan, device, on_note), plan, device, team)
+    regions = tuple(region.values for region in task.by_output)
+    stepper = Stepper(training_form(net, plan, device, on_note), plan, device, team, regions)
     if objective is None:
-        supervised = Supervised(SupervisedLoss(batch_dice=plan.batch_dice, pool=team.sum_with_gradient))
-        objective = supervised if dense else Classified()
+        supervised = SupervisedLoss(regions=regions, batch_dice=plan.batch_dice, pool=team.sum_with_gradient)
+        objective = Supervised(supervised) if dense else Classified()
     if tensorboard:
         check_tensorboard()
     draw = BatchSource if dense else CategorySource
@@ -255,7 +256,7 @@ def _prepare(case: Case, task: Task, use: str = "training") -> Prepared:
     with case.named(use):
         prepared = prepare(case.image(), task.preprocessing, case.labels())
     assert prepared.labels is not None
-    if int(prepared.labels.max(initial=0)) >= task.model.labels:
+    if int(prepared.labels.max(initial=0)) >= len(task.labels):
         raise DataError(
             f"{use} case {case.name} holds the label {int(prepared.labels.max())}; the network knows {task.labels}"
         )

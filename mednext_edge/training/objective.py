@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         images: [N, C, *patch] float32, on the device.
-        labels: class indices [N, 1, *patch] float32, on the device.
+        labels: their values [N, 1, *patch] float32, on the device.
         step: number of the optimiser step, from 0; whatever an objective changes over time depends on it alone,
             so that a resumed run goes on as it would have.
     """
@@ -59,7 +59,8 @@ class Supervised:
     def __call__(self, net: Network, batch: Batch) -> Outcome:
         outputs = net(batch.images)
         heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        heads = [per_class(head) for head in heads]
+        if not self.loss.regions:
+            heads = [per_class(head) for head in heads]
         return Outcome(self.loss(heads, batch.labels), heads[0])
 
 

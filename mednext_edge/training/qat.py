@@ -120,8 +120,13 @@ class Student:
     def objective(self, *, batch_dice: bool) -> Distillation:
         """Half the labels, half the checkpoint's own answers in FP32."""
         teacher = _for_device(_with_every_output(self.model.net), self.device)
-        dense = self.model.task.model.kind == "segmentation"
-        return Distillation(Supervised(SupervisedLoss(batch_dice=batch_dice)) if dense else Classified(), teacher)
+        task = self.model.task
+        plain = (
+            Supervised(SupervisedLoss(regions=tuple(r.values for r in task.by_output), batch_dice=batch_dice))
+            if task.model.kind == "segmentation"
+            else Classified()
+        )
+        return Distillation(plain, teacher, regions=bool(task.regions))
 
     def trained(self, result: LoadedModel) -> LoadedModel:
         """The checkpoint with what its student has learnt.

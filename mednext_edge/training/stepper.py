@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mednext_edge.errors import CheckpointError
 from mednext_edge.training.average import AveragedWeights
+from mednext_edge.training.loss import Regions
 from mednext_edge.training.objective import Batch, Objective, Outputs
 from mednext_edge.training.plan import TrainingPlan
 from mednext_edge.training.precision import Precision
 from mednext_edge.training.team import ALONE, Team, no_sync
-from mednext_edge.training.validation import confusion, pooled_dice
+from mednext_edge.training.validation import overlaps, pooled_dice
 
 
 class Stepper:
@@ -31,8 +32,10 @@ class Stepper:
         judged: what is validated and returned: the averaged weights where the plan asks for them, else `net`.
     """
 
-    def __init__(self, net: nn.Module, plan: TrainingPlan, device: str, team: Team = ALONE) -> None:
-        self.net, self._plan, self._device, self._team = net, plan, device, team
+    def __init__(
+        self, net: nn.Module, plan: TrainingPlan, device: str, team: Team = ALONE, regions: Regions = ()
+    ) -> None:
+        self.net, self._plan, self._device, self._team, self._regions = net, plan, device, team, regions
         self._precision = Precision.of(plan.amp, device)
         self._scaler = self._precision.scaler()
         self._optimizer = torch.optim.AdamW(
@@ -71,7 +74,7 @@ class Stepper:
             with no_sync(self._parallel, last=i == parts - 1):
                 outcome = objective(self._forward, batch)
                 self._scaler.scale(outcome.loss / parts).backward()  # type: ignore[no-untyped-call]
-            part, seen = outcome.loss.detach() / parts, confusion(outcome.logits.detach(), batch.labels)
+            part, seen = outcome.loss.detach() / parts, overlaps(outcome.logits.detach(), batch.labels, self._regions)
             loss, counts = (part, seen) if loss is None or counts is None else (loss + part, counts + seen)
         assert loss is not None and counts is not None
         self._scaler.unscale_(self._optimizer)

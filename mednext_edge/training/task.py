@@ -121,15 +121,19 @@ def make_task(dataset: Dataset, plan: TrainingPlan, preprocessing: Preprocessing
         kind=dataset.kind,
         variant=plan.variant,
         in_channels=len(preprocessing.normalization),
-        labels=len(dataset.labels),
+        labels=len(dataset.regions) or len(dataset.labels),
         spatial_dims=len(plan.patch),
         kernel=plan.kernel,
         grn=plan.grn,
+        regions=bool(dataset.regions),
     )
     return Task(
         name=dataset.name,
         model=plan_spec(plan.family, request),
         preprocessing=preprocessing,
-        inference=Inference(patch=plan.patch, mirror_axes=plan.mirror_axes),
+        inference=Inference(
+            patch=plan.patch, mirror_axes=plan.mirror_axes, average="logits" if dataset.regions else "softmax"
+        ),
         labels=dataset.labels,
+        regions=dataset.regions,
     )

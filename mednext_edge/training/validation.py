@@ -13,13 +13,14 @@ from mednext_edge.errors import DataError
 from mednext_edge.runtime.predictor import Predictor
 from mednext_edge.runtime.torch_session import TorchSession
 from mednext_edge.task import Task
+from mednext_edge.training.loss import Regions, region_masks
 from mednext_edge.training.team import ALONE, Team
 
 
 def validate_dice(
     net: nn.Module, task: Task, cases: Sequence[Case], device: str, team: Team = ALONE
 ) -> dict[str, float]:
-    """Mean Dice per foreground class over whole images, by sliding window; NaN for a class no case has.
+    """Mean Dice per foreground class, or region, over whole images, by sliding window; NaN for a class no case has.
 
     Each process predicts its share of the cases; all of them return the same means.
     """
@@ -30,11 +31,10 @@ def validate_dice(
     net.train(was_training)
     by_case = {name: scores for part in team.gather(mine) for name, scores in part.items()}
     means: dict[str, float] = {}
-    for label, value in task.labels.items():
-        if value:
-            # In the cases' own order, so that the mean does not depend on the number of processes.
-            found = [by_case[case.name][label] for case in cases if label in by_case[case.name]]
-            means[label] = float(np.mean(found)) if found else float("nan")
+    for name in task.masks:
+        # In the cases' own order, so that the mean does not depend on the number of processes.
+        found = [by_case[case.name][name] for case in cases if name in by_case[case.name]]
+        means[name] = float(np.mean(found)) if found else float("nan")
     return means
 
 
@@ -64,7 +64,7 @@ def _class_of(case: Case, predictor: Predictor) -> int:
 
 
 def _dice_of(case: Case, predictor: Predictor, task: Task) -> dict[str, float]:
-    """Dice of the foreground classes that the case or its prediction has."""
+    """Dice of the foreground classes, or regions, that the case or its prediction has."""
     if case.labels is None:
         raise DataError(f"validation case {case.name} has no labels")
     with case.named("validation"):
@@ -73,28 +73,37 @@ def _dice_of(case: Case, predictor: Predictor, task: Task) -> dict[str, float]:
             raise DataError(f"found labels of shape {reference.shape} for an image of shape {image.spatial}")
         predicted = predictor.predict(image)
     scores: dict[str, float] = {}
-    for name, value in task.labels.items():
-        a, b = predicted == value, reference == value
+    for name, values in task.masks.items():
+        a, b = np.isin(predicted, values), np.isin(reference, values)
         total = int(a.sum()) + int(b.sum())
-        if value and total:
+        if total:
             scores[name] = 2 * int((a & b).sum()) / total
     return scores
 
 
-def confusion(logits: Tensor, target: Tensor) -> Tensor:
-    """Voxels by reference and prediction, [classes, classes] float64.
+def overlaps(logits: Tensor, target: Tensor, regions: Regions = ()) -> Tensor:
+    """Twice the voxels in common and the voxels of both, [foreground classes or regions, 2] float64.
 
     Args:
-        logits: [N, classes, *patch].
-        target: class indices [N, 1, *patch].
+        logits: [N, classes or regions, *patch].
+        target: label values [N, 1, *patch].
+        regions: the values of each, where the outputs are regions.
     """
-    classes = logits.shape[1]
-    pairs = target[:, 0].long() * classes + logits.argmax(1)
-    return torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes).double()
+    if regions:
+        axes = (0, *range(2, logits.dim()))
+        found, truth = logits > 0, region_masks(target, regions).bool()
+        common, both = (found & truth).sum(axes), found.sum(axes) + truth.sum(axes)
+    else:
+        best, label = logits.argmax(1).flatten(), target[:, 0].long().flatten()
+        common, found, truth = (
+            torch.bincount(values, minlength=logits.shape[1])[1:] for values in (label[label == best], best, label)
+        )
+        both = found + truth
+    return torch.stack([2 * common, both], 1).double()
 
 
 def pooled_dice(counts: Tensor) -> float:
-    """Mean foreground Dice of a confusion matrix, over the classes that occur; 1 where none does."""
-    totals = counts.sum(0) + counts.sum(1)
-    scores = (2 * counts.diagonal() / totals)[1:][totals[1:] > 0]
+    """Mean Dice of overlaps, over the classes or regions that occur; 1 where none does."""
+    scores = counts[:, 0] / counts[:, 1]
+    scores = scores[counts[:, 1] > 0]
     return float(scores.mean()) if len(scores) else 1.0

@@ -131,7 +131,7 @@ Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 CHANGES: dict[str, tuple[Change, str]] = {
     "regions": (
         lambda p, d: d.update(labels={"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2]),
-        "whole are regions .* not supported yet",
+        "1 input channels and 2 classes, the tensors for 1 and 3",
     ),
     "labels with a gap": (lambda p, d: d.update(labels={"background": 0, "a": 1, "b": 3}), "do not number 3 classes"),
     "other channels": (lambda p, d: d.update(channel_names={"0": "T1", "1": "T2"}), "2 input channels and 3 classes"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from mednext_edge.checkpoints import load, save
@@ -45,3 +47,34 @@ def test_wrong_requests(edge: Cli, checkpoint: Path, tmp_path: Path) -> None:
         done = edge(*args)
         assert (done.code, words in done.err) == (code, True), done.err
     assert not out.exists()
+
+
+def test_a_bare_checkpoint_with_a_task(edge: Cli, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """What `inspect --json` shows, changed, is taken back."""
+    bare = tmp_path / "bare.pth"
+    torch.save(tiny_model.net.state_dict(), bare)
+    task = edge("inspect", bare, "--json").json["task"]
+    labels = {"background": 0, "liver": 1, "tumour": 2}
+    (tmp_path / "task.json").write_text(json.dumps(task | {"labels": labels}))
+    done = edge("convert", bare, "--task", tmp_path / "task.json", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert load(tmp_path / "out").task == load(bare, labels=labels).task
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        ("{", 1, "cannot be read as JSON"),
+        ("[]", 1, "expected a JSON object"),
+        ('{"labels": {"background": 0}}', 2, "do not number 3 classes"),
+        ('{"label": {}}', 2, "Did you mean `labels`"),
+    ],
+)
+def test_a_task_that_does_not_fit(
+    edge: Cli, checkpoint: Path, tmp_path: Path, content: str, code: int, message: str
+) -> None:
+    (tmp_path / "task.json").write_text(content)
+    done = edge("convert", checkpoint, "--task", tmp_path / "task.json", "-o", tmp_path / "out")
+    assert done.code == code
+    assert message in " ".join(done.err.split())
+    assert not (tmp_path / "out").exists()

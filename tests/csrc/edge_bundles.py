@@ -16,7 +16,7 @@ from mednext_edge import cpu
 from mednext_edge.bundle import BundleWriter, Engine, InputSpec, Manifest, OutputSpec
 from mednext_edge.models.loaded import Source
 from mednext_edge.runtime.session import Array, Session
-from mednext_edge.task import Inference, ModelSpec, Preprocessing, Task
+from mednext_edge.task import Inference, ModelSpec, Preprocessing, Region, Task
 from tests.csrc.host_library import compiler
 
 HERE = Path(__file__).parent
@@ -27,9 +27,12 @@ def fake_task(
     classes: int = 4,
     patch: tuple[int, ...] = (16, 16, 16),
     kind: Literal["segmentation", "classification"] = "segmentation",
+    regions: tuple[Region, ...] = (),
     **inference: Any,
 ) -> Task:
+    """With `regions` each has a name of `größe N`; they leave the values N."""
     recipe = preprocessing or Preprocessing()
+    outputs = len(regions) or classes
     return Task(
         name="fake",
         model=ModelSpec(
@@ -39,13 +42,17 @@ def fake_task(
             kernel_size=3,
             spatial_dims=3 if len(patch) == 3 else 2,
             in_channels=len(recipe.normalization),
-            classes=classes,
+            classes=outputs,
             parameters=0,
             config={},
         ),
         preprocessing=recipe,
         inference=Inference.model_validate({"patch": patch, **inference}),
-        labels={"background": 0, **{f"größe {i}": i for i in range(1, max(2, classes))}},
+        labels={
+            "background": 0,
+            **{f"größe {i}": i for i in range(1, len(regions) + 1 if regions else max(2, classes))},
+        },
+        regions=regions,
     )
 
 
@@ -56,6 +63,7 @@ def write_fake_bundle(out: Path, task: Task, words: str = "", prefix: str = "", 
     patch = task.inference.patch
     answer = task.model.output_shape(shape)
     words = f"{words} whole" if task.model.kind == "classification" else words
+    words = f"{words} regions" if task.regions else words
     manifest = Manifest(
         name=task.name,
         model=task.model,
@@ -65,6 +73,7 @@ def write_fake_bundle(out: Path, task: Task, words: str = "", prefix: str = "", 
         preprocessing=task.preprocessing,
         inference=task.inference,
         labels=task.labels,
+        regions=task.regions,
         target="openvino",
         precision="fp32",
         engine=Engine(file="model.xml", provider="openvino", provider_version="0"),
@@ -93,8 +102,10 @@ class FakeNetwork(Session):
         if self.task.model.kind == "classification":
             x = x.reshape(*x.shape[:2], -1)
             x, values = x[:, :, x.shape[2] // 2], values.reshape(1, -1)
-        logits: Array = x[:, :1] - 1 if self.task.model.classes == 1 else -((x[:, :1] - values) ** 2)
-        return logits
+        distance: Array = x[:, :1] - values
+        if self.task.model.classes == 1:
+            return distance - 1
+        return distance if self.task.regions else -(distance**2)
 
     def close(self) -> None:
         self.inputs.clear()

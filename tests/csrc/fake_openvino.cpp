@@ -1,8 +1,8 @@
 // OpenVINO's C API around a network that is one line long, so that sanitizers see this project's code alone.
 //
-// The text of model.xml says what the network does: `classes N`, and maybe `nan`, `fail`, `whole` (it classifies), or
-// `slow N` (milliseconds a patch). Its logits are -(x - c)^2 for class c and the first channel x, of a classification
-// the middle voxel of it; a single one is x - 1. FAKE_OPENVINO_TRACE names a file that every patch is appended to as it
+// The text of model.xml says what the network does: `classes N`, and maybe `nan`, `fail`, `whole` (it classifies),
+// `regions`, or `slow N` (milliseconds a patch). Its logits are -(x - c)^2 for class c and the first channel x, of a
+// classification the middle voxel of it, x - c for region c; a single one is x - 1. FAKE_OPENVINO_TRACE names a file that every patch is appended to as it
 // arrived.
 #include <chrono>
 #include <cstdarg>
@@ -36,7 +36,7 @@ struct ov_core {
 };
 struct ov_model {
   int64_t classes = 1, slow = 0;
-  bool nan = false, fail = false, whole = false;
+  bool nan = false, fail = false, whole = false, regions = false;
   std::vector<int64_t> shape;
 };
 struct ov_tensor {
@@ -80,6 +80,7 @@ API int ov_core_read_model(const ov_core*, const char* path, const char*, ov_mod
     (*model)->nan |= word == "nan";
     (*model)->fail |= word == "fail";
     (*model)->whole |= word == "whole";
+    (*model)->regions |= word == "regions";
   }
   return 0;
 }
@@ -133,7 +134,8 @@ API int ov_infer_request_infer(ov_infer_request* request) {
   for (int64_t c = 0; c < request->model.classes; ++c)
     for (size_t i = 0; i < voxels; ++i) {
       const float d = request->input[first + i] - static_cast<float>(c);
-      request->output[static_cast<size_t>(c) * voxels + i] = request->model.classes == 1 ? d - 1 : -d * d;
+      request->output[static_cast<size_t>(c) * voxels + i] =
+          request->model.classes == 1 ? d - 1 : request->model.regions ? d : -d * d;
     }
   if (request->model.nan) request->output.back() = std::strtof("nan", nullptr);
   return 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mednext_edge.bundle import verify
 from mednext_edge.bundle.manifest import MANIFEST, SEAL, seal
 from mednext_edge.data.volume import Volume
 from mednext_edge.errors import IntegrityError
-from mednext_edge.task import Preprocessing
+from mednext_edge.task import Preprocessing, Region
 from tests.csrc.edge_bundles import fake_task, write_fake_bundle
 
 VOLUME = Volume(np.random.default_rng(0).uniform(0, 4, (1, 20, 9, 17)).astype(np.float32), np.diag([-1.0, 1, 2, 1]))
@@ -181,17 +182,58 @@ def test_the_field_is_named(fake_edge: EdgeLibrary, bundle: Path, place: str) ->
     assert last in message or ".".join(parents) in message
 
 
+REGIONS = tuple(Region(name=f"größe {of}", values=inside) for of, inside in ((1, (1, 2, 3)), (3, (2, 3)), (2, (2,))))
+OF_REGIONS: dict[str, Any] = {
+    "regions.0.name": "background",
+    "regions.1.name": "größe 1",
+    "regions.2.values": [3],
+    "regions.0.values": [1, 4],
+    "regions.0.extra": 1,
+    "regions.0.output": 1,
+    "regions.2.output": 3,
+    "regions": [{"name": "größe 1", "values": [1]}],
+    "inference.average": "softmax",
+    "labels.größe 4": 4,
+}
+
+
+@pytest.mark.parametrize("place", OF_REGIONS)
+def test_the_field_of_regions_is_named(fake_edge: EdgeLibrary, tmp_path: Path, place: str) -> None:
+    folder = write_fake_bundle(tmp_path / "bundle", fake_task(regions=REGIONS, average="logits"))
+    with fake_edge.open(folder) as model:
+        assert model.describe().classes == 4
+    *parents, last = place.split(".")
+
+    def change(stated: Any) -> None:
+        for key in parents:
+            stated = stated[int(key) if key.isdigit() else key]
+        stated[last] = OF_REGIONS[place]
+
+    edit(folder, change)
+    status, message = opened(fake_edge, folder)
+    assert status == INTEGRITY
+    assert any(word in message for word in (place, "regions", "labels"))
+    with pytest.raises(IntegrityError):
+        verify(folder)
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_mutated_manifests_never_pass_where_python_refuses(
     fake_edge: EdgeLibrary, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Bytes changed at random, under a fitting seal: no crash, and nothing opened that Python would not open."""
-    kind = data.draw(st.sampled_from(("segmentation", "classification")))
+    kind = data.draw(st.sampled_from(("segmentation", "classification", "regions")))
     folder = tmp_path_factory.getbasetemp() / "mutated" / kind
     if not folder.exists():
-        recipe = Preprocessing(colour="grey", size=(16, 12)) if kind == "classification" else None
-        write_fake_bundle(folder, fake_task(recipe, patch=(16, 12) if recipe else (16, 16, 16), kind=kind))
+        tasks = {
+            "segmentation": fake_task,
+            "classification": partial(
+                fake_task, Preprocessing(colour="grey", size=(16, 12)), patch=(16, 12), kind="classification"
+            ),
+            "regions": partial(fake_task, regions=REGIONS, average="logits"),
+        }
+        write_fake_bundle(folder, tasks[kind]())
         (folder / "original").write_bytes((folder / MANIFEST).read_bytes())
     text = bytearray((folder / "original").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):

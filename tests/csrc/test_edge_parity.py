@@ -12,7 +12,7 @@ import mednext_edge as mx
 from benchmarks.edge.library import EdgeLibrary, segment_options
 from mednext_edge.data.volume import Volume, read_image
 from mednext_edge.runtime.predictor import Predictor
-from mednext_edge.task import Normalization, Preprocessing, Task
+from mednext_edge.task import Normalization, Preprocessing, Region, Task
 from tests.csrc.edge_bundles import FakeNetwork, fake_task, installed_library, write_fake_bundle
 
 ROTATED = [[0.1, -1.1, 0.05, 3], [-0.9, 0.05, 0.2, -7], [0.1, 0.1, -2.4, 11], [0, 0, 0, 1]]
@@ -117,6 +117,23 @@ def test_stretched_slices(fake_edge: EdgeLibrary, tmp_path: Path) -> None:
 def test_a_single_logit(fake_edge: EdgeLibrary, tmp_path: Path, average: str) -> None:
     task = fake_task(Preprocessing(normalization=(NONE,)), classes=1, average=average)
     compare(fake_edge, tmp_path, task, Volume(blobs((20, 22, 19)), np.array(SWAPPED)))
+
+
+@pytest.mark.parametrize("spacing", [None, (1.3, 1.0, 0.9)], ids=["own grid", "resampled"])
+@pytest.mark.parametrize("outputs", [(None, None, None), (2, 1, 0), (None,)], ids=["in order", "turned", "one"])
+def test_regions(
+    fake_edge: EdgeLibrary, tmp_path: Path, outputs: tuple[int | None, ...], spacing: tuple[float, ...] | None
+) -> None:
+    recipe = Preprocessing(normalization=(NONE,), spacing=spacing)
+    values = {1: (1, 2, 3), 3: (2, 3), 2: (2,)} if len(outputs) == 3 else {1: (1,)}
+    regions = tuple(
+        Region(name=f"größe {of}", values=inside, output=output)
+        for (of, inside), output in zip(values.items(), outputs, strict=True)
+    )
+    task = fake_task(recipe, regions=regions, average="logits", mirror_axes=(0, 2))
+    for mirror in (False, True):
+        (folder := tmp_path / str(mirror)).mkdir()
+        compare(fake_edge, folder, task, Volume(blobs((20, 22, 19)), np.array(SWAPPED)), mirror=mirror)
 
 
 def test_an_empty_image_is_background(fake_edge: EdgeLibrary, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from mednext_edge.training.objective import Batch, Network, Outcome
 from mednext_edge.training.precision import choose_amp
 from mednext_edge.training.start import start_network
 from mednext_edge.training.state import BEST, LAST, LOG, PLAN, RunFolder
-from mednext_edge.training.validation import confusion, pooled_dice
+from mednext_edge.training.validation import overlaps, pooled_dice
 
 from .blobs import plan, same, task_for, weights
 
@@ -348,9 +348,9 @@ def test_patch_dice_pools_the_batch() -> None:
     predicted = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0]])
     logits = nn.functional.one_hot(predicted, 3).movedim(-1, 1).float()
     # Class 1: 2 of 3 predicted and 3 true agree; class 2: none.
-    assert pooled_dice(confusion(logits, target)) == pytest.approx((2 * 2 / 6 + 0) / 2)
+    assert pooled_dice(overlaps(logits, target)) == pytest.approx((2 * 2 / 6 + 0) / 2)
     nothing = nn.functional.one_hot(torch.zeros(1, 4, dtype=torch.long), 3).movedim(-1, 1)
-    assert pooled_dice(confusion(nothing, target[:1] * 0)) == 1
+    assert pooled_dice(overlaps(nothing, target[:1] * 0)) == 1
 
 
 def test_an_existing_run_is_refused_before_any_image_is_read(

@@ -113,9 +113,8 @@ void check_tensor(const Field& field, int64_t channels, int dims) {
     shape[1].wrong(std::to_string(channels) + " channels");
 }
 
-std::vector<std::string> labels(const Field& field, int64_t outputs) {
-  const bool single = outputs == 1 && field.value().object.size() == 2;
-  const int64_t classes = single ? 2 : outputs;
+// Names by value, which number the classes from 0.
+std::vector<std::string> labels(const Field& field, int64_t classes) {
   std::vector<std::string> names(classes);
   std::vector<bool> seen(classes);
   const std::string expected = std::to_string(classes) + " labels that number the classes from 0";
@@ -128,6 +127,30 @@ std::vector<std::string> labels(const Field& field, int64_t outputs) {
     names[number] = name;
   }
   return names;
+}
+
+// How a label map comes about: each region leaves the value of the label with its name.
+std::vector<Paint> paints(const Field& field, const Manifest& manifest) {
+  std::vector<Paint> found;
+  std::set<int64_t> values, outputs;
+  for (const Field& region : field.list(kMostClasses)) {
+    region.only({"name", "values", "output"});
+    const auto label = std::find(manifest.labels.begin() + 1, manifest.labels.end(), region["name"].text());
+    if (label == manifest.labels.end()) region["name"].wrong("the name of a label but the background's");
+    const auto value = static_cast<uint16_t>(label - manifest.labels.begin());
+    if (!values.insert(value).second) region["name"].wrong("each label once");
+    std::set<int64_t> inside;
+    for (const Field& of : region["values"].list(kMostClasses)) inside.insert(of.integer(1, manifest.classes() - 1));
+    if (!inside.count(value)) region["values"].wrong("the value of its own label among them");
+    const auto stated = region.find("output");
+    const bool placed = stated && !stated->is_null();
+    const int64_t output =
+        placed ? stated->integer(0, manifest.outputs - 1) : static_cast<int64_t>(found.size());
+    if (!outputs.insert(output).second) region.wrong("each output once");
+    found.push_back({output, value});
+  }
+  if (manifest.classifies || !manifest.average_logits) field.wrong("none but for segmentations that average logits");
+  return found;
 }
 
 std::string optional_text(const Field& owner, const char* key) {
@@ -198,8 +221,8 @@ Manifest read(const Field& field) {
                                                 !schema->value().integral || schema->value().integer != kSchema)
     fail(MEDNEXT_E_INTEGRITY, "the manifest does not have schema ", kSchema,
          ", the one that this version reads; use the library of the mednext-edge that wrote it, or export again");
-  field.only({"schema", "name", "model", "source", "input", "output", "preprocessing", "inference", "labels", "target",
-              "precision", "engine", "rewrites", "gate", "files", "tool_version", "created"});
+  field.only({"schema", "name", "model", "source", "input", "output", "preprocessing", "inference", "labels", "regions",
+              "target", "precision", "engine", "rewrites", "gate", "files", "tool_version", "created"});
   Manifest manifest;
   manifest.name = field["name"].text();
   manifest.target = field["target"].text();
@@ -219,7 +242,12 @@ Manifest read(const Field& field) {
   if (!manifest.preprocessing.size.empty() && manifest.spatial_dims != 2)
     field["preprocessing"]["size"].wrong("none for a 3-D network");
   inference(field["inference"], manifest);
-  manifest.labels = labels(field["labels"], manifest.outputs);
+  const auto regions = field.find("regions");
+  const bool by_region = regions && !regions->list(kMostClasses).empty();
+  if (by_region && static_cast<int64_t>(regions->list(kMostClasses).size()) != manifest.outputs)
+    regions->wrong(std::to_string(manifest.outputs) + ", one an output");
+  manifest.labels = labels(field["labels"], by_region ? manifest.outputs + 1 : std::max<int64_t>(2, manifest.outputs));
+  if (by_region) manifest.paints = paints(*regions, manifest);
   check_tensor(field["input"], manifest.channels, manifest.spatial_dims);
   check_tensor(field["output"], manifest.outputs, manifest.classifies ? 0 : manifest.spatial_dims);
   manifest.patch = patch(field["input"]["patch"], manifest.spatial_dims);

@@ -35,6 +35,12 @@ struct Preprocessing {
   double anisotropy_threshold = 3;
 };
 
+// What a region leaves in a label map: `value` where the logit of channel `output` is above 0.
+struct Paint {
+  int64_t output;
+  uint16_t value;
+};
+
 struct Manifest {
   std::string name, target, precision, created;
   int spatial_dims = 3;
@@ -42,6 +48,7 @@ struct Manifest {
   bool classifies = false;          // whole images; or else every voxel
   int64_t outputs = 1;              // channels of the logits; one alone is that of class 1, class 0 being 0
   std::vector<std::string> labels;  // by value
+  std::vector<Paint> paints;        // of regions, one over the other; empty for classes
   Preprocessing preprocessing;
   Shape patch{};  // z is 1 for a 2-D network
   double step = 0.5;
@@ -64,6 +71,8 @@ struct Manifest {
   std::vector<File> files;
 
   int64_t classes() const { return static_cast<int64_t>(labels.size()); }
+  // Channels that decide on a voxel: one a region, or one a class.
+  int64_t score_channels() const { return paints.empty() ? classes() : outputs; }
   // How many values the engine answers a patch with.
   int64_t logits() const { return classifies ? outputs : outputs * patch[0] * patch[1] * patch[2]; }
   // Throws Error(INTEGRITY) that names the field, for anything but a manifest that Python would accept.

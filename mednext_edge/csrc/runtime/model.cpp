@@ -71,14 +71,14 @@ void Model::run(const Image& given, std::optional<Colour> colour, const SegmentO
 void Model::segment(const Image& image, const SegmentOptions& options, uint16_t* labels) {
   need(false);
   run(image, manifest_.preprocessing.colour, options, [&](Sliding& sliding, const Grid& grid) {
-    restore(sliding.finish(), grid, labels, threads_);
+    restore(sliding.finish(), grid, manifest_.paints, labels, threads_);
   });
 }
 
 void Model::segment_coloured(const Image& image, const SegmentOptions& options, uint16_t* labels) {
   need(false);
   run(image, std::nullopt, options, [&](Sliding& sliding, const Grid& grid) {
-    restore(sliding.finish(), grid, labels, threads_);
+    restore(sliding.finish(), grid, manifest_.paints, labels, threads_);
   });
 }
 

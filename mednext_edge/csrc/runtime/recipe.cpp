@@ -128,7 +128,8 @@ Volume prepare_part(const Image& image, const Preprocessing& recipe, const Grid&
   return out;
 }
 
-void restore(const Volume& scores, const Grid& grid, uint16_t* labels, int threads) {
+void restore(const Volume& scores, const Grid& grid, const std::vector<Paint>& paints, uint16_t* labels,
+             int threads) {
   const Shape cropped = grid.box.shape();
   const auto nearest = [&](int k) { return grid.apart == k && grid.resampled(); };
   const LinearAxis zs(scores.shape[0], cropped[0], nearest(0)), ys(scores.shape[1], cropped[1], nearest(1)),
@@ -166,9 +167,8 @@ void restore(const Volume& scores, const Grid& grid, uint16_t* labels, int threa
         out[x] = lower * (1 - w) + upper * w;
       }
     };
-    for (int64_t y = 0; y < cropped[1]; ++y) {
+    const auto best_class = [&](int64_t y) {
       row(0, y, best.data());
-      std::fill(winner.begin(), winner.end(), uint16_t{0});
       for (int64_t c = 1; c < scores.channels; ++c) {
         row(c, y, rival.data());
         for (int64_t x = 0; x < width; ++x) {
@@ -176,6 +176,19 @@ void restore(const Volume& scores, const Grid& grid, uint16_t* labels, int threa
           best[x] = std::max(best[x], rival[x]);
         }
       }
+    };
+    const auto painted = [&](int64_t y) {
+      for (const Paint& paint : paints) {
+        row(paint.output, y, rival.data());
+        for (int64_t x = 0; x < width; ++x) winner[x] = rival[x] > 0 ? paint.value : winner[x];
+      }
+    };
+    for (int64_t y = 0; y < cropped[1]; ++y) {
+      std::fill(winner.begin(), winner.end(), uint16_t{0});
+      if (paints.empty())
+        best_class(y);
+      else
+        painted(y);
       uint16_t* target = labels + origin + z * strides[0] + y * strides[1];
       for (int64_t x = 0; x < width; ++x) target[x * strides[2]] = winner[x];
     }

@@ -36,8 +36,10 @@ Volume prepare(const Image& image, const Preprocessing& recipe, const Grid& grid
 Volume prepare_part(const Image& image, const Preprocessing& recipe, const Grid& grid, int axis, int64_t start,
                     int64_t stop, int threads);
 
-// The best class of every voxel of the image, out of scores on the network's grid. Scores are resampled voxel by
-// voxel, so that no resampled volume is ever in memory. What was cropped away is 0.
-void restore(const Volume& scores, const Grid& grid, uint16_t* labels, int threads);
+// The label of every voxel of the image, out of scores on the network's grid: the best class, or with `paints` (see
+// Manifest) what the last region above 0 leaves. Scores are resampled voxel by voxel, so that no resampled volume is
+// ever in memory. What was cropped away is 0.
+void restore(const Volume& scores, const Grid& grid, const std::vector<Paint>& paints, uint16_t* labels,
+             int threads);
 
 }  // namespace mednext

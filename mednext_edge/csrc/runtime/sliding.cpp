@@ -60,7 +60,7 @@ MEDNEXT_ANY_WIDTH void softmax(float* row, int64_t classes, int64_t width) {
 }  // namespace
 
 Sliding::Sliding(const Manifest& manifest, const Shape& shape, double step, bool mirror, int threads)
-    : manifest_(manifest), shape_(shape), threads_(threads), scores_(manifest.classes(), shape),
+    : manifest_(manifest), shape_(shape), threads_(threads), scores_(manifest.score_channels(), shape),
       total_(static_cast<size_t>(voxels(shape))) {
   const Shape& patch = manifest.patch;
   std::array<std::vector<int64_t>, 3> along;
@@ -149,11 +149,11 @@ void Sliding::gather(const Shape& start, const Flip& flip, const Volume& image, 
 
 void Sliding::blend(const Shape& start, const Flip& flip, const float* logits, const std::string& provider) {
   const auto [nz, ny, nx] = manifest_.patch;
-  const int64_t classes = manifest_.classes(), outputs = manifest_.outputs;
+  const int64_t channels = manifest_.score_channels(), outputs = manifest_.outputs;
   std::atomic<bool> finite{true};
   parallel_for(nz, threads_for_patch(), [&, nz = nz, ny = ny, nx = nx](int64_t z) {
-    std::vector<float> row(static_cast<size_t>(classes * nx));
-    float* const own = row.data() + (classes - outputs) * nx;  // behind class 0 where that has no logit
+    std::vector<float> row(static_cast<size_t>(channels * nx));
+    float* const own = row.data() + (channels - outputs) * nx;  // behind class 0 where that has no logit
     const int64_t at_z = start[0] + (flip[0] ? nz - 1 - z : z);
     for (int64_t y = 0; y < ny; ++y) {
       float odd = 0;  // becomes NaN with the first value that is not finite
@@ -166,10 +166,10 @@ void Sliding::blend(const Shape& start, const Flip& flip, const float* logits, c
       if (odd != 0) finite = false;
       const int64_t at_y = start[1] + (flip[1] ? ny - 1 - y : y);
       if (at_z < 0 || at_z >= shape_[0] || at_y < 0 || at_y >= shape_[1]) continue;
-      if (!manifest_.average_logits) softmax(row.data(), classes, nx);
+      if (!manifest_.average_logits) softmax(row.data(), channels, nx);
       const int64_t first = std::max<int64_t>(0, -start[2]), last = std::min(nx, shape_[2] - start[2]);
       const float* weight = weights_.data() + ((at_z - start[0]) * ny + (at_y - start[1])) * nx;
-      for (int64_t c = 0; c < classes; ++c) {
+      for (int64_t c = 0; c < channels; ++c) {
         float* score = scores_.channel(c) + (at_z * shape_[1] + at_y) * shape_[2] + start[2];
         const float* value = row.data() + c * nx;
         if (flip[2])

@@ -185,7 +185,7 @@ void Stream::finish(uint16_t* labels, size_t count) {
   if (guessed) {
     const Volume scores = sliding_->finish();
     lock.unlock();
-    restore(scores, grid_, labels, model_->threads());
+    restore(scores, grid_, model_->manifest().paints, labels, model_->threads());
     return;
   }
   undone_ = windows_done_;

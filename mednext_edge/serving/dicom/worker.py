@@ -33,7 +33,7 @@ class Worker:
         self._spool, self._segmenter, self._max_voxels = spool, segmenter, max_voxels
         self._metrics, self._emit = metrics, emit
         manifest = segmenter.manifest
-        self._identity = SegIdentity(manifest.name, version("mednext-edge"), segmenter.digest, manifest.labels)
+        self._identity = SegIdentity.of(manifest.task, version("mednext-edge"), segmenter.digest)
 
     def step(self, stopping: threading.Event) -> None:
         """Segment the oldest series, if there is one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def _volume_model(source: Source, folder: Path) -> None:
     manifest = source.manifest
     copy_bundle(source, folder / "1" / "bundle")
     shutil.copy(Path(triton_model.__file__), folder / "1" / "model.py")
-    _labels(source, folder)
+    _names(source.manifest.labels, folder)
     (folder / "warmup").mkdir()
     # A warm-up affine of zeros would be no place in space.
     (folder / "warmup" / "affine").write_bytes(np.eye(4).tobytes())
@@ -75,7 +76,8 @@ def _patch_model(source: Source, folder: Path) -> None:
     files = _engine_files(source, name)
     for new, old in files.items():
         shutil.copy(old, folder / "1" / new)
-    _labels(source, folder)
+    outputs = {region.name: n for n, region in enumerate(manifest.task.by_output)}
+    _names(outputs or manifest.labels, folder)
     plans = manifest.engine.plans
     by_arch = ""
     if len(plans) > 1:
@@ -132,9 +134,10 @@ def _kind(source: Source) -> str:
     return "KIND_GPU" if source.manifest.target == "trt" else "KIND_CPU"
 
 
-def _labels(source: Source, folder: Path) -> None:
+def _names(numbers: Mapping[str, int], folder: Path) -> None:
+    """`labels.txt`: a name a line, in the order of their numbers."""
     folder.mkdir(exist_ok=True)
-    names = sorted(source.manifest.labels, key=source.manifest.labels.__getitem__)
+    names = sorted(numbers, key=numbers.__getitem__)
     (folder / "labels.txt").write_text("\n".join(names) + "\n")
 
 
