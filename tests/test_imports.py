@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom to the top; a part may import its own layer, without circles, and those below.
 LAYERS = (
-    {"errors", "registry", "task", "cache", "cpu", "environment", "optional"},
+    {"errors", "registry", "task", "regions", "cache", "cpu", "environment", "optional"},
     {"models", "ops", "data", "checkpoints", "bundle", "demo", "nvidia"},
     {"runtime", "fusion"},
     {"training", "export", "quantize", "evaluation", "serving"},

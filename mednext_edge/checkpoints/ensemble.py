@@ -53,6 +53,7 @@ def ensemble(models: Sequence[LoadedModel]) -> LoadedModel:
             ("preprocessing", first.task.preprocessing, other.task.preprocessing),
             ("sliding window", first.task.inference, other.task.inference),
             ("labels", first.task.labels, other.task.labels),
+            ("regions", first.task.regions, other.task.regions),
         ):
             if one != two:
                 raise CheckpointError(

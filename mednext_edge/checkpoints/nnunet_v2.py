@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field
 
@@ -72,7 +72,7 @@ class Plans(Part):
 class Dataset(Part):
     """`dataset.json`."""
 
-    labels: dict[str, int | list[int]]
+    labels: dict[str, int | Annotated[list[int], Field(min_length=1)]]
     regions_class_order: tuple[int, ...] | None = None
     channel_names: Indexed[str] = Field(validation_alias=AliasChoices("channel_names", "modality"))
 

@@ -136,6 +136,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "labels with a gap": (lambda p, d: d.update(labels={"background": 0, "a": 1, "b": 3}), "do not number 3 classes"),
     "other channels": (lambda p, d: d.update(channel_names={"0": "T1", "1": "T2"}), "2 input channels and 3 classes"),
     "other classes": (lambda p, d: d.update(labels={"background": 0, "a": 1}), "1 input channels and 2 classes"),
+    "a region of nothing": (lambda p, d: d.update(labels={"background": 0, "a": [], "b": 2}), "at least 1 item"),
     "no labels": (lambda p, d: d.pop("labels"), "labels: Field required"),
     "a cascade": (lambda p, d: p["configurations"]["3d_fullres"].update(previous_stage="3d_lowres"), "cascade"),
     "an unknown scheme": (

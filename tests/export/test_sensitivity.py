@@ -49,7 +49,9 @@ def test_a_stopped_job_goes_on(
     measured: list[str] = []
     real = sensitivity.measure
     monkeypatch.setattr(
-        sensitivity, "measure", lambda *args: (measured.append(found.name) or found for found in real(*args))
+        sensitivity,
+        "measure",
+        lambda *args, **named: (measured.append(found.name) or found for found in real(*args, **named)),
     )
     rest = job(out=tmp_path)
     assert rest.complete

@@ -160,7 +160,7 @@ MEDNEXT_EDGE_API mednext_status mednext_label_name(mednext_model *model, int32_t
 /* Labels of an image, on the image's own grid.
  *
  * The whole way of mednext_edge.predict: orientation, cropping, normalisation, resampling, sliding window with Gaussian
- * weights, mirroring, best class (or the last region that is there), and all the way back. labels: [z][y][x], of no use after an error.
+ * weights, mirroring, best class or last region, and all the way back. labels: [z][y][x], of no use after an error.
  * count: voxels that `labels` has room for, exactly those of the image.
  * Errors: ARGUMENT, CLOSED, DATA, ENGINE, MEMORY, CANCELLED. */
 MEDNEXT_EDGE_API mednext_status mednext_segment(mednext_model *model, const mednext_image *image,
