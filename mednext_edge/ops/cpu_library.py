@@ -113,7 +113,8 @@ def isa() -> str:
     """The instruction set that the operators use.
 
     One of `plain`, `avx2`, `avx_vnni`, `avx512`, `avx512_vnni`, `avx512_bf16` and `amx`, which multiplies INT8
-    and bfloat16 in tiles and is the one before it in all else.
+    and bfloat16 in tiles and is the one before it in all else. `avx512_bf16` is taken on Intel's processors only where
+    MEDNEXT_CPU_ISA asks for it: products in float32 are faster there.
     """
     function = load().mednext_cpu_isa
     function.restype = ctypes.c_char_p

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "lookup.h"
-#include "normed.h"
+#include "norm_of_tile.h"
 
 namespace mednext::MEDNEXT_ISA {
 
