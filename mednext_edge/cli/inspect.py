@@ -97,7 +97,10 @@ def _task(task: Task) -> list[tuple[str, str]]:
         ("parameters", f"{model.parameters:,}"),
         ("channels", str(model.in_channels) + (f" ({recipe.colour})" if recipe.colour else "")),
         ("labels", ", ".join(f"{value} {name}" for name, value in task.labels.items())),
-        *((f"region {r.name}", f"the values {', '.join(map(str, r.values))}") for r in task.regions),
+        *(
+            (f"region {region.name}", f"output {paint.output}, the values {', '.join(map(str, region.values))}")
+            for region, paint in zip(task.regions, task.paints, strict=True)
+        ),
         ("patch", " x ".join(map(str, task.inference.patch))),
         ("spacing", spacing),
         ("intensities", ", ".join(entry.scheme for entry in recipe.normalization)),
