@@ -57,6 +57,18 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     reseal(folder, json.dumps(stated).encode())
 
 
+def put(folder: Path, place: str, value: Any) -> None:
+    """Another value at `key.key.index` of a manifest."""
+    *parents, last = place.split(".")
+
+    def change(stated: Any) -> None:
+        for key in parents:
+            stated = stated[int(key) if key.isdigit() else key]
+        stated[last] = value
+
+    edit(folder, change)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_fake_bundle(tmp_path / "bundle", fake_task())
@@ -169,16 +181,10 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("place", CHANGES)
 def test_the_field_is_named(fake_edge: EdgeLibrary, bundle: Path, place: str) -> None:
-    *parents, last = place.split(".")
-
-    def change(stated: Any) -> None:
-        for key in parents:
-            stated = stated[int(key) if key.isdigit() else key]
-        stated[last] = CHANGES[place]
-
-    edit(bundle, change)
+    put(bundle, place, CHANGES[place])
     status, message = opened(fake_edge, bundle)
     assert status == INTEGRITY
+    *parents, last = place.split(".")
     assert last in message or ".".join(parents) in message
 
 
@@ -202,14 +208,7 @@ def test_the_field_of_regions_is_named(fake_edge: EdgeLibrary, tmp_path: Path, p
     folder = write_fake_bundle(tmp_path / "bundle", fake_task(regions=REGIONS, average="logits"))
     with fake_edge.open(folder) as model:
         assert model.describe().classes == 4
-    *parents, last = place.split(".")
-
-    def change(stated: Any) -> None:
-        for key in parents:
-            stated = stated[int(key) if key.isdigit() else key]
-        stated[last] = OF_REGIONS[place]
-
-    edit(folder, change)
+    put(folder, place, OF_REGIONS[place])
     status, message = opened(fake_edge, folder)
     assert status == INTEGRITY
     assert any(word in message for word in (place, "regions", "labels"))
