@@ -200,6 +200,11 @@ class Task(Frozen):
         return tuple(self.regions[outputs.index(n)] for n in range(len(outputs)))
 
     @property
+    def values_by_output(self) -> tuple[tuple[int, ...], ...]:
+        """The values inside each region, in the order of the output channels; empty for classes."""
+        return tuple(region.values for region in self.by_output)
+
+    @property
     def masks(self) -> dict[str, tuple[int, ...]]:
         """What is scored and stored under each name but the background's: the values that belong to it."""
         if self.regions:

@@ -106,7 +106,7 @@ def train(
     folder = RunFolder(out, plan, resume=resume)
     if net is None:
         net = start_network(task, plan.seed)
-    regions = tuple(region.values for region in task.by_output)
+    regions = task.values_by_output
     stepper = Stepper(training_form(net, plan, device, on_note), plan, device, team, regions)
     if objective is None:
         supervised = SupervisedLoss(regions=regions, batch_dice=plan.batch_dice, pool=team.sum_with_gradient)

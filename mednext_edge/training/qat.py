@@ -122,7 +122,7 @@ class Student:
         teacher = _for_device(_with_every_output(self.model.net), self.device)
         task = self.model.task
         plain = (
-            Supervised(SupervisedLoss(regions=tuple(r.values for r in task.by_output), batch_dice=batch_dice))
+            Supervised(SupervisedLoss(regions=task.values_by_output, batch_dice=batch_dice))
             if task.model.kind == "segmentation"
             else Classified()
         )

@@ -162,6 +162,7 @@ def test_outputs_in_another_order_than_they_are_painted(model: LoadedModel, tmp_
     task = reordered(model.task)
     assert task.paints == (Paint(2, 1), Paint(1, 3), Paint(0, 2))
     assert [region.name for region in task.by_output] == ["tumour", "masses", "kidney"]
+    assert task.values_by_output == ((2,), (2, 3), (1, 2, 3))
     logits = np.random.default_rng(0).normal(size=(2, 3, 5, 6, 7))
     np.testing.assert_array_equal(decided(logits[:, ::-1], task.paints), decided(logits, PAINTS))
     notes = write_back(tmp_path / "out", replace(model, task=task))
