@@ -19,7 +19,7 @@ from mednext_edge.nvidia.devices import devices
 from mednext_edge.nvidia.providers import PROVIDERS
 
 ARCHS = ("8.6", "8.9", "12.0")
-MIDDLE = (64, 64, 64)
+MIDDLE = (96, 96, 96)
 # Smaller than the demo's own patch and with fewer calibration patches, to be done in a minute.
 QUICK = ("--patch", "64", "64", "64", "--calib-samples", "4", "--json", "--no-progress")
 
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def middle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The middle of the demo's two halves, one window in place of sixty: one of them is validated on."""
+    """The middle of the demo's two halves, eight windows in place of sixty: one is validated on."""
     folder = tmp_path_factory.mktemp("middle")
     whole = open_dataset("demo:brain-tissue")
     for case in (*whole.training, *whole.validation):
@@ -77,20 +77,14 @@ def exported(capsys: pytest.CaptureFixture[str], out: Path, images: Path, *args:
     return report
 
 
-@pytest.mark.parametrize(
-    ("precision", "archs"), [((), ARCHS[:1]), (("--int8",), ARCHS)], ids=["fp16 for one", "int8 for three"]
-)
-def test_plans_for_architectures(
-    precision: tuple[str, ...],
-    archs: tuple[str, ...],
-    middle: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("precision", [(), ("--int8",)], ids=["fp16", "int8"])
+def test_plans_for_three_architectures(
+    precision: tuple[str, ...], middle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    report = exported(capsys, out, middle, "--target", "trt-rtx", "--gpu-arch", ",".join(archs), *precision)
+    report = exported(capsys, out, middle, "--target", "trt-rtx", "--gpu-arch", ",".join(ARCHS), *precision)
     manifest = verify(out)
-    assert [plan.arch for plan in manifest.engine.plans] == list(archs)
+    assert [plan.arch for plan in manifest.engine.plans] == list(ARCHS)
     assert manifest.engine.status == "built"
     assert all((out / plan.file).stat().st_size > 2**20 for plan in manifest.engine.plans)
     assert report.layers is not None

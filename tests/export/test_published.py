@@ -1,4 +1,4 @@
-"""Every size of every family at its full width: TensorRT for RTX parses and builds it. Of kernel 5 the outer sizes."""
+"""Every size of every family at its full width: TensorRT for RTX parses and builds it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ def mednext(variant: str, kernel: int) -> MedNeXt:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    **{f"mednext {v} k3": partial(mednext, v, 3) for v in VARIANTS},
-    **{f"mednext {v} k5": partial(mednext, v, 5) for v in ("S", "L")},
+    **{f"mednext {v} k{k}": partial(mednext, v, k) for k in (3, 5) for v in VARIANTS},
     **{f"cmunext {v}": partial(lambda v: CMUNeXt(cmunext_config(v)), v) for v in CMUNEXT_VARIANTS},
     **{
         f"mednext2d {v} {kind}": partial(lambda v, kind: MedNeXt2d(mednext2d_config(v, kind=kind)), v, kind)

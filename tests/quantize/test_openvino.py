@@ -67,12 +67,12 @@ def errors(graph: onnx.ModelProto, plan: Plan, alone: str) -> tuple[float, float
 
 
 def some(graph: onnx.ModelProto, plan: Plan) -> list[str]:
-    """The first and the last layer of every kind, those in groups apart."""
+    """The first, the middle and the last layer of every kind, those in groups apart."""
     sorts: dict[tuple[str, bool], list[str]] = {}
     for name in plan.ranges:
         layer = plan.layers[name]
         sorts.setdefault((layer.kind, grouped(find(graph.graph, layer)[0])), []).append(name)
-    return sorted({names[i] for names in sorts.values() for i in (0, -1)})
+    return sorted({names[i] for names in sorts.values() for i in (0, len(names) // 2, -1)})
 
 
 def test_layers(planned: tuple[onnx.ModelProto, Plan]) -> None:

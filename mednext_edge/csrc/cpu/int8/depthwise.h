@@ -105,7 +105,6 @@ inline void column(const Plane& p, int64_t x0) {
     for (int64_t kd = 0; kd < job.depth; ++kd, plane += job.x.plane) {
       prefetch(plane + 2 * job.x.row);
       prefetch(plane + 2 * job.x.row + 64);
-      prefetch_later(plane + (W + 2) * BLOCK);  // for the next column, where no plane before has asked
       Window x[TWO][W];
       MEDNEXT_UNROLL
       for (int two = 0; two < TWO; ++two) several_windows(plane + two * WINDOW * BLOCK, x[two]);
